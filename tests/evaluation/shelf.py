@@ -16,6 +16,7 @@ from qvl.backends.base import Backend, Capabilities
 from qvl.types import ChatRequest, Chunk, JsonObject, SamplingParams, TokenLogprob, Usage
 
 TALL = 40
+PLACE = "[250, 100, 500, 900]"
 
 
 @dataclass
@@ -59,9 +60,9 @@ class Reader(Backend):
 
 
 def _pieces(text: str, sure: float) -> list[TokenLogprob]:
-    """The answer as tokens: a value of letters has the confidence, all else is certain."""
+    """The answer as tokens: a value of letters has the confidence, a box its third power, all else is certain."""
     pieces, rest = [], text
-    for value, share in (('"NORVIK"', sure), ('"mug"', math.sqrt(sure)), ("12.5", sure)):
+    for value, share in (('"NORVIK"', sure), ('"mug"', math.sqrt(sure)), ("12.5", sure), (PLACE, sure**3)):
         before, found, rest_after = rest.partition(value)
         if found:
             pieces += [(before, 1.0), (value, share)]

@@ -46,6 +46,7 @@ class AnalysisCalibration(BaseModel):
     """The calibration of the analyses of one schema in one language; `answer` is of all its labelled fields together.
 
     A field is named by its path with `*` for each place in a list: `brand`, `attributes.color`, `items.*.price`.
+    `evidence` is of the boxes beside the fields, by their fields.
     """
 
     model_config = STRICT | {"populate_by_name": True}
@@ -55,7 +56,17 @@ class AnalysisCalibration(BaseModel):
     schema_: JsonObject = Field(alias="schema")
     raw_method: str
     answer: FieldCalibration | None = None
-    fields: dict[str, FieldCalibration] = Field(min_length=1)
+    fields: dict[str, FieldCalibration]
+    evidence: dict[str, FieldCalibration] = Field(default_factory=dict)
+
+
+class LocationsCalibration(BaseModel):
+    """The calibration of boxes of `locate()`, by target."""
+
+    model_config = STRICT
+
+    prompt_version: str
+    targets: dict[str, FieldCalibration] = Field(min_length=1)
 
 
 class DecisionsCalibration(BaseModel):
@@ -68,7 +79,7 @@ class DecisionsCalibration(BaseModel):
 
 
 class Calibration(BaseModel):
-    """The share of one model's answers that are right, by its own confidence; for analyses, for decisions, or for both.
+    """The share of one model's answers that are right, by its own confidence: of analyses, decisions, or located boxes.
 
     `backend` names everything about the model that changes its answers: backend, model, revision, dtype and others.
     """
@@ -81,6 +92,7 @@ class Calibration(BaseModel):
     backend: JsonObject
     analysis: AnalysisCalibration | None = None
     decisions: DecisionsCalibration | None = None
+    locations: LocationsCalibration | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -123,10 +135,11 @@ class Calibration(BaseModel):
 
     @property
     def names(self) -> list[str]:
-        """The fields, and the names of questions."""
-        fields = [] if self.analysis is None else [*self.analysis.fields]
+        """The fields, the boxes beside them (`evidence.brand`), the names of questions, and the located targets."""
+        made = self.analysis
+        fields = [] if made is None else [*made.fields, *map(evidence_name, made.evidence)]
         questions = [] if self.decisions is None else [entry.name for entry in self.decisions.questions.values()]
-        return [*fields, *questions]
+        return [*fields, *questions, *(() if self.locations is None else self.locations.targets)]
 
     def check_backend(self, identity: JsonMapping) -> None:
         """Check that it was made with the backend of `identity`.
@@ -146,11 +159,11 @@ class Calibration(BaseModel):
         """Return the calibration of analyses, made with this prompt, language and schema (None: known to be its own).
 
         Raises:
-            ConfigError: it was made with others, or of decisions alone; the difference is named.
+            ConfigError: it was made with others, or not of analyses; the difference is named.
         """
         made = self.analysis
         if made is None:
-            what = "the calibration is of decisions alone, and not of analyses"
+            what = "the calibration is not of analyses"
             raise ConfigError(what, hint="calibrate with labels of the fields", param="calibration")
         if schema is not None and canonical_json(made.schema_) != canonical_json(schema):
             titles = made.schema_.get("title"), schema.get("title")
@@ -178,6 +191,18 @@ class Calibration(BaseModel):
             raise _made_for("prompt version of decisions", self.decisions.prompt_version, prompt_version)
         return self.decisions.questions.get(question_key(question))
 
+    def target(self, target: str, prompt_version: str) -> FieldCalibration | None:
+        """Return the calibration of the boxes of a target of `locate()`; None if there is none.
+
+        Raises:
+            ConfigError: it was made with another prompt version, or other coordinates.
+        """
+        if self.locations is None:
+            return None
+        if self.locations.prompt_version != prompt_version:
+            raise _made_for("prompt version of locate", self.locations.prompt_version, prompt_version)
+        return self.locations.targets.get(target)
+
 
 def question_key(question: Question) -> str:
     """Return the key of a question: it is the same for questions with equal instructions and the same options."""
@@ -187,6 +212,11 @@ def question_key(question: Question) -> str:
 def asked_json(question: Question) -> JsonObject:
     """Return what is asked and what can be answered, as JSON."""
     return {"instructions": asked_text(question.instructions).strip(), **question_json(question)}
+
+
+def evidence_name(field: str) -> str:
+    """Return the name under which the box beside a field is calibrated."""
+    return f"evidence.{field}"
 
 
 def field_name(path: str) -> str:

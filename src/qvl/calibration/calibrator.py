@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -16,6 +16,7 @@ from qvl.calibration.calibration_file import (
     Calibration,
     FieldCalibration,
     QuestionCalibration,
+    evidence_name,
     field_name,
     prefixes,
     product,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from qvl.decisions.answers import Decision
     from qvl.decisions.questions import Question
+    from qvl.evidence.shapes import Located
 
 _BOX = "answer."
 
@@ -122,6 +124,41 @@ class Calibrator:
         # What all of a pipeline's answers must reach is said of the kinds of answers that the calibration is of.
         thresholds = None if abstain is None and self.calibration.decisions is None else self.thresholds(abstain)
         return None if thresholds is None else thresholds.of(_name_of(question) if made is None else made.name)
+
+    def check_targets(self, targets: Iterable[str], prompt_version: str) -> None:
+        """Check that boxes of `targets` can be told as the pipeline's `abstain` wants it.
+
+        Raises:
+            ConfigError: another backend, prompt or coordinates, or a target without a calibration that would have to
+                abstain.
+        """
+        self.check()
+        for target in targets:
+            made = self.calibration.target(target, prompt_version)
+            if self.calibration.locations is not None and made is None and self._least_of(target) is not None:
+                what = f"no calibration of the boxes of {target[:80]!r}, so they cannot be left out where unsure"
+                hint = "calibrate them with `qvl calibrate --locate`, or name others in abstain"
+                raise ConfigError(what, hint=hint, param="abstain")
+
+    def located(self, item: Located, prompt_version: str) -> tuple[Located, bool]:
+        """Return (`item` with its calibrated confidence, if there is a calibration; whether it is sure enough)."""
+        made = self.calibration.target(item.label, prompt_version) if item.box is not None else None
+        if made is None or item.confidence is None:
+            return item, True
+        item = sure_of(item, made)
+        least = self._least_of(item.label)
+        return item, least is None or item.confidence is None or item.confidence >= least
+
+    def _least_of(self, target: str) -> float | None:
+        return None if self.abstain is None else self.abstain.of(target)
+
+
+def sure_of(item: Located, made: FieldCalibration) -> Located:
+    """Return a box with its calibrated confidence, its own beside; `item` itself if it has none."""
+    raw = item.confidence
+    if raw is None:
+        return item
+    return replace(item, confidence=made.curve.apply(raw), raw_confidence=raw, confidence_method=CALIBRATED)
 
 
 def _name_of(question: Question) -> str:
@@ -235,6 +272,23 @@ class AnalysisJudge:
             abstained=abstained,
         )
         return told, without(data, emptied) if emptied else dict(data)
+
+    def judge_evidence(
+        self, evidence: Mapping[str, Located | None]
+    ) -> tuple[dict[str, Located | None], dict[str, str]]:
+        """Return (the boxes beside the fields with calibrated confidences, None where too unsure; why, by name)."""
+        told: dict[str, Located | None] = dict(evidence)
+        abstained: dict[str, str] = {}
+        for field_of, item in evidence.items():
+            made = self._made.evidence.get(field_of)
+            if made is None or item is None:
+                continue
+            sure, name = sure_of(item, made), evidence_name(field_of)
+            reason = self._thresholds and self._thresholds.reason(name, sure.confidence)
+            told[field_of] = None if reason else sure
+            if reason:
+                abstained[name] = reason
+        return told, abstained
 
     def _calibrated(self, raw: Mapping[str, float]) -> dict[str, float]:
         groups: dict[str, dict[str, float]] = {}

@@ -50,7 +50,12 @@ def calibrate(
     at_precision: Annotated[
         float | None, _labels(help="The least confidence at which so large a share of answers is right: 0.95.")
     ] = None,
-    evidence: Annotated[bool, _labels(help="Of analyses that tell where each field is seen (evidence=True).")] = False,
+    evidence: Annotated[
+        bool, _labels(help="Of analyses with evidence; `expected.evidence` may have the box of each field.")
+    ] = False,
+    locate: Annotated[
+        list[str] | None, _labels("--locate", help='Boxes of "the brand" by `locate`; may be repeated.')
+    ] = None,
     settings: options.PipelineOptions,
     output: Annotated[
         Path | None,
@@ -106,6 +111,7 @@ def calibrate(
         schema=schema_type,
         language=language,
         questions=asked,
+        targets=locate or (),
         rules=rules,
         only=field or (),
         request=request,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qvl.cli import options
-from qvl.cli.expand import Without, expand
+from qvl.cli.expand import expand
 from qvl.errors import ConfigError, write_failed
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def locate(
     overlay: Annotated[
         Path | None, typer.Option("--overlay", metavar="FILE", help="Draw them on the picture: out.png or out.svg.")
     ] = None,
-    settings: Annotated[options.PipelineOptions, Without("calibration", "abstain")],
+    settings: options.PipelineOptions,
     run: options.RunOptions,
 ) -> None:
     """Locate each target on a picture: boxes in pixels of the original, each with a confidence.

@@ -17,8 +17,10 @@ from qvl.calibration.calibration_file import (
     Calibration,
     DecisionsCalibration,
     FieldCalibration,
+    LocationsCalibration,
     QuestionCalibration,
     asked_json,
+    evidence_name,
     question_key,
 )
 from qvl.errors import ConfigError
@@ -49,10 +51,10 @@ class Believed:
 
 @dataclass(frozen=True, slots=True)
 class FieldReport:
-    """The report of one field, question or whole answer.
+    """The report of one field, box, question or whole answer.
 
     Attributes:
-        kind: "field", "question" or "answer".
+        kind: "field", "box", "question" or "answer".
         labels, right: how many were compared, and how many of them were right; `accuracy` with its 95 % interval.
         unanswered: labels for which the answer had no value, which are not among `labels`.
         method, log_loss: the chosen curve and the held-out loss of each; None and empty where a calibration is checked.
@@ -129,16 +131,23 @@ def calibrate(
         right = sum(sample.right for sample in samples)
         return {"curve": fits[name].curve, "labels": len(samples), "right": right, "log_loss": fits[name].log_loss}
 
-    analysed = decided = None
-    if collected.fields:
+    analysed = decided = located = None
+    if collected.fields or collected.evidence:
         analysed = AnalysisCalibration(
             prompt_version=collector.prompt_version,
             language=collector.language,
             schema=analysis.generation_schema(collector.type.model),
             raw_method=analysis.CONFIDENCE_METHOD,
-            answer=FieldCalibration(**entry(ANSWER, collected.answers)),
+            answer=FieldCalibration(**entry(ANSWER, collected.answers)) if collected.answers else None,
             fields={name: FieldCalibration(**entry(name, samples)) for name, samples in collected.fields.items()},
+            evidence={
+                name: FieldCalibration(**entry(evidence_name(name), samples))
+                for name, samples in collected.evidence.items()
+            },
         )
+    if collected.targets:
+        targets = {name: FieldCalibration(**entry(name, samples)) for name, samples in collected.targets.items()}
+        located = LocationsCalibration(prompt_version=collector.locate_version, targets=targets)
     if collected.questions:
         made: dict[str, QuestionCalibration] = {}
         for name, samples in collected.questions.items():
@@ -149,7 +158,8 @@ def calibrate(
         decided = DecisionsCalibration(prompt_version=PROMPT_VERSION, questions=made)
     # Through JSON, as it will be read again.
     told = Calibration.model_validate_json(canonical_json({"backend": dict(identity)}))
-    return told.model_copy(update={"made_by": f"qvl {__version__}", "analysis": analysed, "decisions": decided}), fits
+    made_of = {"analysis": analysed, "decisions": decided, "locations": located}
+    return told.model_copy(update={"made_by": f"qvl {__version__}", **made_of}), fits
 
 
 def report(
@@ -168,8 +178,10 @@ def report(
         ConfigError: no field has a calibrated confidence.
     """
     found = []
+    kinds = {ANSWER: "answer", **dict.fromkeys(collected.questions, "question")}
+    kinds |= dict.fromkeys([*map(evidence_name, collected.evidence), *collected.targets], "box")
     for name, samples in collected.groups().items():
-        kind = "answer" if name == ANSWER else "question" if name in collected.questions else "field"
+        kind = kinds.get(name, "field")
         raw, right, groups = _arrays(samples)
         if fits is not None:
             sure = fits[name].held_out

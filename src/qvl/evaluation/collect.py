@@ -13,23 +13,31 @@ from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis, ProductFields
 from qvl.analysis.schema_types import schema_type
 from qvl.calibration.abstain import has_field
-from qvl.calibration.calibration_file import field_name
+from qvl.calibration.calibration_file import evidence_name, field_name
 from qvl.errors import ConfigError, QvlError
-from qvl.evaluation.compare import Compared, Rule, compare, label_parts
+from qvl.evaluation.compare import LEAST_IOU, Compared, Rule, compare, corners, label_parts, right_boxes
+from qvl.evidence.answer_form import EVIDENCE, evidence_fields
+from qvl.evidence.locate import read_targets
+from qvl.pipeline.locate_call import LocateCall
 from qvl.pipeline.map_in_order import map_in_order
 from qvl.suggest import nearest
 
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
     from qvl.analysis.product import AnalysisResult
+    from qvl.caches.policy import CacheMode
     from qvl.decisions.answers import Decisions
     from qvl.decisions.questions import Question
     from qvl.evaluation.labelled import Labelled
+    from qvl.evidence.located import Locations
+    from qvl.evidence.shapes import Located
     from qvl.pipeline.async_pipeline import AsyncPipeline
+    from qvl.pipeline.locate_call import LocateParams
     from qvl.pipeline.parse_request import AnalyzeParams
     from qvl.types import JsonMapping, JsonObject, Result
 
 _BOX: Final = "answer."
+BOX_FORM: Final = '{"x1": 10, "y1": 20, "x2": 110, "y2": 90}'
 # Parameters of a request that decisions have too: they do not sample.
 OF_DECISIONS: Final = ("cache", "max_pixels", "min_pixels", "extra")
 ANSWER: Final = "(whole answer)"
@@ -48,9 +56,14 @@ class Judged:
 
 @dataclass(slots=True)
 class Collected:
-    """The samples that were asked, by field and by question, and what could not be compared."""
+    """The samples that were asked, by field, by question and by located target, and what could not be compared.
+
+    `evidence` is of the boxes beside fields, by the name of the field.
+    """
 
     fields: dict[str, list[Judged]] = field(default_factory=dict)
+    evidence: dict[str, list[Judged]] = field(default_factory=dict)
+    targets: dict[str, list[Judged]] = field(default_factory=dict)
     questions: dict[str, list[Judged]] = field(default_factory=dict)
     answers: list[Judged] = field(default_factory=list)
     unanswered: dict[str, int] = field(default_factory=dict)
@@ -59,15 +72,17 @@ class Collected:
 
     def groups(self) -> dict[str, list[Judged]]:
         """Return all samples by name, the whole answer first."""
-        return {**({ANSWER: self.answers} if self.answers else {}), **self.fields, **self.questions}
+        boxes = {evidence_name(name): samples for name, samples in self.evidence.items()} | self.targets
+        return {**({ANSWER: self.answers} if self.answers else {}), **self.fields, **boxes, **self.questions}
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredLine:
-    """The answers to one line: its analysis, its decisions, or both."""
+    """The answers to one line: its analysis, its decisions, its located boxes, or several of them."""
 
     analysis: AnalysisResult[object] | None
     decisions: Decisions | None
+    located: Mapping[str, Locations]
 
 
 class Collector:
@@ -76,6 +91,8 @@ class Collector:
     Args:
         schema: of the analyses, None for ProductAnalysis; `language` is theirs.
         questions: those that `expected` may name.
+        targets: what `expected` may name to be located; its label is a box, a list of them, or null where there is
+            none. With `evidence` among `request`, `expected` may have the boxes of fields in `evidence`.
         rules: how fields are compared, where not by their labels' kind.
         only: the fields to compare; empty for all of the schema, of which each must be labelled then.
         request: parameters of every request.
@@ -92,6 +109,7 @@ class Collector:
         schema: SchemaLike | None = None,
         language: str | None = None,
         questions: Sequence[Question] = (),
+        targets: Sequence[str] = (),
         rules: Mapping[str, Rule] | None = None,
         only: Sequence[str] = (),
         request: JsonMapping | None = None,
@@ -102,11 +120,15 @@ class Collector:
         self.type = schema_type(ProductAnalysis if schema is None else schema)
         self.language = language or pipeline.language
         self.questions = {question.name or str(question.instructions): question for question in questions}
-        self._rules = {self._inner(name): rule for name, rule in (rules or {}).items()}
-        self._only = tuple(only)
+        self.targets = read_targets(targets) if targets else ()
         self._request = dict(request or {})
         self._generated = analysis.generation_schema(self.type.model)
-        self.prompt_version = ""
+        self._boxed = evidence_fields(self._generated) if self._request.get(EVIDENCE) else ()
+        boxes = {*self.targets, *map(evidence_name, self._boxed)}
+        self._of_boxes = {name: rule for name, rule in (rules or {}).items() if name in boxes}
+        self._rules = {self._inner(name): rule for name, rule in (rules or {}).items() if name not in boxes}
+        self._only = tuple(only)
+        self.prompt_version = self.locate_version = ""
         self._check()
 
     @property
@@ -115,7 +137,13 @@ class Collector:
         return any(self._fields_of(line) for line in self._lines)
 
     def _fields_of(self, line: Labelled) -> JsonObject:
-        return {name: label for name, label in line.expected.items() if name not in self.questions}
+        others = {*self.questions, *self.targets, *((EVIDENCE,) if self._boxed else ())}
+        return {name: label for name, label in line.expected.items() if name not in others}
+
+    def _boxes_of(self, line: Labelled) -> JsonObject:
+        """Return the labels of the boxes beside fields, by field."""
+        labels = line.expected.get(EVIDENCE) if self._boxed else None
+        return labels if isinstance(labels, dict) else {}
 
     def _check(self) -> None:
         known = self._generated.get("properties", {}) if not self.type.boxed else {}
@@ -133,6 +161,10 @@ class Collector:
                     what = f"{line.where}: {line.expected[name]!r} is no answer to {name!r}"
                     values = ", ".join(str(label.value) for label in question.labels[:12])
                     raise ConfigError(what, hint=f"one of {values}")
+            self._check_boxes(line)
+        for name in self.targets:
+            if not any(name in line.expected for line in self._lines):
+                raise ConfigError(f"no line labels the target {name!r}", hint="put its box into `expected`")
         for name in self.questions:
             if not any(name in line.expected for line in self._lines):
                 raise ConfigError(f"no line labels the question {name!r}", hint="put its right value into `expected`")
@@ -149,8 +181,27 @@ class Collector:
                 hint = f"label it, or calibrate the others alone: {others}"
                 raise ConfigError(f"no line labels the field {name!r}", hint=hint)
 
+    def _check_boxes(self, line: Labelled) -> None:
+        labels = line.expected.get(EVIDENCE, {}) if self._boxed else {}
+        if not isinstance(labels, dict):
+            raise ConfigError(f"{line.where}: `evidence` must be an object", hint=f'{{"{self._boxed[0]}": {BOX_FORM}}}')
+        for name in labels:
+            if name not in self._boxed:
+                raise ConfigError(f"{line.where}: evidence of {name!r}, no field", hint=nearest(name, self._boxed))
+        named = {evidence_name(name): [label] for name, label in labels.items() if label is not None}
+        for name in (name for name in self.targets if line.expected.get(name) is not None):
+            label = line.expected[name]
+            named[name] = label if isinstance(label, list) else [label]
+        for name, boxes in named.items():
+            for box in boxes:
+                found = corners(box)
+                if found is None or found[0] >= found[2] or found[1] >= found[3]:
+                    what = f"{line.where}: the label {str(box)[:60]} of {name!r} is no box"
+                    raise ConfigError(what, hint=f"{BOX_FORM} in pixels of the picture, or null where there is none")
+
     def _paths(self, line: Labelled) -> list[str]:
-        return [self._outer(path) for path, _ in label_parts(self._fields_of(line), self._rules)]
+        fields = [self._outer(path) for path, _ in label_parts(self._fields_of(line), self._rules)]
+        return [*fields, *map(evidence_name, self._boxes_of(line))]
 
     def _inner(self, name: str) -> str:
         """Return the name of a field as in the model's answer, where a list or scalar is in the field `answer`."""
@@ -187,7 +238,8 @@ class Collector:
 
     async def _ask(self, line: Labelled) -> AnsweredLine:
         answer = decisions = None
-        if self._fields_of(line):
+        located: dict[str, Locations] = {}
+        if self._fields_of(line) or self._boxes_of(line):
             params = cast("AnalyzeParams", {**self._request, "language": self.language})
             call = self._pipeline.analyze_call(list(line.pictures), self._schema, params)
             answer = await self._pipeline.executor.execute(call)
@@ -197,11 +249,32 @@ class Collector:
         if asked:
             limits = {name: self._request[name] for name in OF_DECISIONS if name in self._request}
             decisions = await self._pipeline.decide(list(line.pictures), asked, **limits)
-        return AnsweredLine(answer, decisions)
+        targets = [name for name in self.targets if name in line.expected]
+        if targets:
+            if len(line.pictures) > 1:
+                what = f"{line.where}: boxes of {targets[0]!r} on {len(line.pictures)} pictures"
+                raise ConfigError(what, hint="a line with one picture")
+            located = {target: await self._locate(line.pictures[0], target) for target in targets}
+        return AnsweredLine(answer, decisions, located)
+
+    async def _locate(self, picture: str, target: str) -> Locations:
+        """Return the boxes of one target, asked for alone: what else is looked for changes an answer."""
+        limits = {name: self._request[name] for name in OF_DECISIONS if name in self._request}
+        cache = cast("CacheMode | None", limits.pop("cache", None))
+        call = LocateCall(picture, target, self._pipeline.executor, cache, cast("LocateParams", limits))
+        found = await self._pipeline.executor.execute(call)
+        # Known once the call has been made: it names the convention of the coordinates.
+        self.locate_version = call.prompt_version
+        return found
 
     def _add(self, found: Collected, index: int, line: Labelled, answered: AnsweredLine) -> None:
         if answered.analysis is not None:
             self._add_fields(found, index, line, answered.analysis)
+            self._add_evidence(found, index, line, answered.analysis)
+        for target, boxes in answered.located.items():
+            label = line.expected[target]
+            labels = label if isinstance(label, list) else [] if label is None else [label]
+            self._add_boxes(found, found.targets.setdefault(target, []), target, index, labels, boxes)
         for decision in answered.decisions or ():
             name = decision.name or str(decision.question.instructions)
             if decision.raw_confidence is None:
@@ -209,6 +282,36 @@ class Collector:
             right = decision.value == line.expected[name]
             sure = decision.confidence if decision.confidence_method == CALIBRATED else None
             found.questions.setdefault(name, []).append(Judged(index, decision.raw_confidence, right, sure))
+
+    def _add_evidence(self, found: Collected, index: int, line: Labelled, answer: AnalysisResult[object]) -> None:
+        for name, label in self._boxes_of(line).items():
+            told, item = evidence_name(name), answer.evidence.get(name)
+            if _within(told, self._only):
+                samples = found.evidence.setdefault(name, [])
+                labels = [] if label is None else [label]
+                self._add_boxes(found, samples, told, index, labels, [] if item is None else [item])
+
+    def _add_boxes(
+        self,
+        found: Collected,
+        samples: list[Judged],
+        name: str,
+        index: int,
+        labels: Sequence[object],
+        boxes: Sequence[Located],
+    ) -> None:
+        rule = self._of_boxes.get(name, Rule("iou", LEAST_IOU))
+        boxes = sorted(boxes, key=lambda item: -(item.confidence or 0.0))
+        marks = right_boxes(labels, [item.shape.to_json() for item in boxes], rule)
+        missed = len(labels) - sum(marks)
+        for item, right in zip(boxes, marks, strict=True):
+            calibrated = item.confidence_method == CALIBRATED
+            raw = item.raw_confidence if calibrated else item.confidence
+            if raw is None:
+                raise _no_confidence()
+            samples.append(Judged(index, raw, right, item.confidence if calibrated else None))
+        if missed > 0 and not boxes:
+            found.unanswered[name] = found.unanswered.get(name, 0) + missed
 
     def _told(self, told: JsonObject, value: object) -> JsonObject:
         """Return what a model told: of a ProductAnalysis, without what qvl adds."""

@@ -183,6 +183,19 @@ def corners(value: object) -> tuple[float, float, float, float] | None:
     return x1, y1, x2, y2
 
 
+def right_boxes(labels: Sequence[object], boxes: Sequence[object], rule: Rule) -> list[bool]:
+    """Return for each box, the surest first, whether it is right; a labelled box counts for the first that has it."""
+    left = list(labels)
+    found = []
+    for box in boxes:
+        best = max(left, key=lambda label: overlap(label, box) or 0.0, default=None)
+        right = best is not None and rule.right(best, box)
+        if right:
+            left.remove(best)
+        found.append(right)
+    return found
+
+
 def overlap(one: object, other: object) -> float | None:
     """Return the area that two boxes share over the area of either, 0 to 1; None unless both are boxes."""
     boxes = [corners(dict(zip(CORNERS, box, strict=False)) if isinstance(box, list) else box) for box in (one, other)]

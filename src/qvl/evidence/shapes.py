@@ -215,7 +215,9 @@ SHAPES: Final[Mapping[str, type[Box] | type[Point]]] = {"box": Box, "point": Poi
 class Located:
     """A target and where it is: exactly one of `box` and `point`.
 
-    `confidence` is the probability (0 to 1) of the tokens that spell place and label; None where a backend tells none.
+    `confidence` is the probability (0 to 1) of the tokens that spell place and label, which says little by itself: many
+    numbers lie beside the right one. With a calibration it says how often such boxes are right, `confidence_method` is
+    "calibrated", and the probability stands in `raw_confidence`. None where a backend tells no probabilities.
 
     Raises:
         ConfigError: neither or both of `box` and `point`.
@@ -225,6 +227,8 @@ class Located:
     box: Box | None = None
     point: Point | None = None
     confidence: float | None = None
+    raw_confidence: float | None = None
+    confidence_method: str | None = None
 
     def __post_init__(self) -> None:
         if (self.box is None) == (self.point is None):
@@ -238,8 +242,11 @@ class Located:
         return shape
 
     def to_json(self) -> JsonObject:
-        """Return label, `box` or `point`, and confidence as JSON values."""
-        return {"label": self.label, self.shape.form: self.shape.to_json(), "confidence": self.confidence}
+        """Return label, `box` or `point`, and confidence as JSON values; the raw one too if it is calibrated."""
+        told = {"label": self.label, self.shape.form: self.shape.to_json(), "confidence": self.confidence}
+        if self.confidence_method is None:
+            return told
+        return {**told, "raw_confidence": self.raw_confidence, "confidence_method": self.confidence_method}
 
     @classmethod
     def from_json(cls, data: JsonObject) -> Located:
@@ -254,4 +261,6 @@ class Located:
             None if box is None else Box.from_json(box),
             None if point is None else Point.from_json(point),
             data.get("confidence"),
+            data.get("raw_confidence"),
+            data.get("confidence_method"),
         )

@@ -120,6 +120,11 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
                 value = value.model_copy(update=facts)
             value.came_from(result)
         evidence = _evidence(outcome.confidence)
+        if self._judge is not None and evidence:
+            evidence, unsure = self._judge.judge_evidence(evidence)
+            facts["abstained"] = {**sure.abstained, **unsure}
+            if isinstance(value, ProductAnalysis):
+                value.abstained = facts["abstained"]
         if isinstance(value, ProductAnalysis) and self._fields:
             value.evidence = evidence
         shapes = shapes_in(data, self._asked) if self._placed and data is not None else ()

@@ -343,7 +343,7 @@ class AsyncPipeline:
         """
         from qvl.pipeline.locate_call import LocateCall
 
-        call = LocateCall(picture, targets, self.backend, cache, params, points=points)
+        call = LocateCall(picture, targets, self.executor, cache, params, points=points)
         return await self.executor.execute(call)
 
     @overload
@@ -425,7 +425,7 @@ class AsyncPipeline:
                 from qvl.pipeline.locate_call import LocateCall
 
                 wanted, cache = cast("LocateParams", asking), params.get("cache")
-                return LocateCall(cast("PictureLike", source), locate, self.backend, cache, wanted, points=points)
+                return LocateCall(cast("PictureLike", source), locate, self.executor, cache, wanted, points=points)
             if question is not None:
                 messages = question_messages(source, question, params.get("system"))
                 return ChatCall(messages, params.get("cache"), cast("RequestParams", asking))

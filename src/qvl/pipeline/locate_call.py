@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, TypedDict
 
+from qvl.calibration.abstain import BELOW
+from qvl.calibration.calibrator import check_adapter
 from qvl.errors import AnalysisError, ConfigError
 from qvl.evidence.coordinates import Frame
 from qvl.evidence.locate import locate_schema, read_located, read_targets
@@ -22,11 +24,12 @@ from qvl.pipeline.single_flight import Written
 from qvl.types import JsonObject, ResponseFormat, Result, TextPart
 
 if TYPE_CHECKING:
-    from qvl.backends.base import Backend, Capabilities
+    from qvl.backends.base import Capabilities
     from qvl.caches.policy import CacheMode, CachePolicy
     from qvl.media.page_choice import PagesLike
     from qvl.media.policy import MediaPolicy
     from qvl.media.video import Medium
+    from qvl.pipeline.executor import Executor
     from qvl.pipeline.job import Job
     from qvl.pipeline.parse_parts import PictureLike
     from qvl.types import ChatRequest, JsonMapping
@@ -51,7 +54,11 @@ class LocateParams(TypedDict, total=False):
 
 
 class LocateCall(Call[Locations]):
-    """The call of `locate()`: one picture, one or several targets; `params` as of `locate`."""
+    """The call of `locate()`: one picture, one or several targets; `params` as of `locate`.
+
+    With a calibration of boxes their confidences are calibrated (points have none), and what is less sure than the
+    pipeline's `abstain` is left out with a note.
+    """
 
     task = "locate"
     needs_capabilities = True
@@ -60,7 +67,7 @@ class LocateCall(Call[Locations]):
         self,
         picture: PictureLike,
         targets: str | Iterable[str],
-        backend: Backend,
+        executor: Executor,
         cache: CacheMode | CachePolicy | None,
         params: LocateParams,
         *,
@@ -78,8 +85,10 @@ class LocateCall(Call[Locations]):
             raise ConfigError("locate() takes one picture", hint="call it for each, or use map(pictures, locate=…)")
         self.targets = read_targets(targets)
         self.points = points
-        self._backend = backend
-        self._coordinates = backend.coordinates
+        self._backend = executor.backend
+        self._calibrator = executor.calibrator
+        check_adapter(params.get("adapter", ""), self._calibrator)
+        self._coordinates = self._backend.coordinates
         part = picture if isinstance(picture, PARTS) else {"type": "image", "image": picture}
         if isinstance(part, TextPart):
             raise ConfigError("the picture is a text", hint="a path, URL, bytes or image", param="picture")
@@ -94,6 +103,9 @@ class LocateCall(Call[Locations]):
         coordinates = self._coordinates = self._backend.coordinates
         frame = Frame.of(0, still(pictures[0]), coordinates)
         self.prompt_version = f"locate-{LOCATE_VERSION}-{coordinates.convention}"
+        if self._calibrator is not None and not self.points:
+            # Before an answer is paid for.
+            self._calibrator.check_targets(self.targets, self.prompt_version)
         request = self._draft.finished(pictures)
         text = TextPart(locate_prompt(self.targets, points=self.points, convention=coordinates.convention))
         (message,) = request.messages
@@ -136,4 +148,11 @@ class LocateCall(Call[Locations]):
             found = [Located.from_json(item) for item in (outcome.analysis or {})["located"]]
         except (ConfigError, KeyError, TypeError, AttributeError) as exc:
             raise AnalysisError("the kept answer is not one of boxes or points", raw=outcome.result.text) from exc
-        return Locations(found, finish())
+        result = finish()
+        if self._calibrator is None or self.points:
+            return Locations(found, result)
+        told = [self._calibrator.located(item, self.prompt_version) for item in found]
+        unsure = [item for item, sure in told if not sure]
+        notes = [f"left out a box for {item.label!r}: {BELOW}, {item.confidence:.2f}" for item in unsure]
+        result = dataclasses.replace(result, notes=(*result.notes, *notes))
+        return Locations([item for item, sure in told if sure], result)

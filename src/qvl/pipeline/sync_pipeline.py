@@ -184,7 +184,7 @@ class Pipeline:
     ) -> Locations:
         from qvl.pipeline.locate_call import LocateCall
 
-        return self._execute(LocateCall(picture, targets, self.pipeline.backend, cache, params, points=points))
+        return self._execute(LocateCall(picture, targets, self.pipeline.executor, cache, params, points=points))
 
     @overload
     def map(

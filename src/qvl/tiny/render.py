@@ -298,6 +298,20 @@ def _mix(colour: Rgb, other: Rgb, share: float) -> Rgb:
     return red, green, blue
 
 
+def _box_labels(drawing: Drawing) -> dict[str, object]:
+    """Return the boxes of a drawing as labels: of the fields (the products' are one box around all), and the brand."""
+
+    def told(boxes: Sequence[Box]) -> dict[str, int] | None:
+        if not boxes:
+            return None
+        left, top, right, bottom = zip(*boxes, strict=True)
+        return {"x1": min(left), "y1": min(top), "x2": max(right), "y2": max(bottom)}
+
+    brand = told(() if drawing.brand_box is None else (drawing.brand_box,))
+    around = told(drawing.product_boxes)
+    return {"evidence": {"brand": brand, "category": around, "attributes": around}, "the brand": brand}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write `--n` pictures and `labels.jsonl` (image, and the analysis in English as expected) into a folder."""
     parser = argparse.ArgumentParser(prog="python -m qvl.tiny.render", description="Draw labelled product pictures.")
@@ -306,6 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--difficulty", type=float, default=0.0, help="noise and things in the way, 0 to 1")
     parser.add_argument("--unknown-brands", type=float, default=0.0, help="share of brands never trained on, 0 to 1")
+    parser.add_argument("--boxes", action="store_true", help="label the boxes of `evidence` and of `the brand` too")
     options = parser.parse_args(arguments)
     for name in ("difficulty", "unknown_brands"):
         if not 0.0 <= getattr(options, name) <= 1.0:
@@ -316,7 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             product, image = sample(seed, difficulty=options.difficulty, unknown_brands=options.unknown_brands)
             name = f"{seed:06d}.png"
             image.save(options.out_dir / name)
-            lines.write(json.dumps({"image": name, "expected": labels(product)}, ensure_ascii=False) + "\n")
+            expected = labels(product) | (_box_labels(draw_with_boxes(product, seed)) if options.boxes else {})
+            lines.write(json.dumps({"image": name, "expected": expected}, ensure_ascii=False) + "\n")
     return 0
 
 

@@ -82,7 +82,7 @@ async def _locate(exchange: Exchange, body: LocateRequest) -> Locations:
         call = LocateCall(
             body.image,
             body.targets,
-            core.executor.backend,
+            core.executor,
             cache_policy(exchange, deterministic=True),
             params,
             points=body.points,
