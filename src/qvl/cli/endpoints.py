@@ -247,7 +247,8 @@ def examined_table(examined: Sequence[Examined]) -> Table:
         table.add_row("endpoint", Text(endpoint.url, style="green" if endpoint.reachable else "red"))
         facts = [("error", endpoint.error or ""), ("models", ", ".join(endpoint.models))]
         if (have := endpoint.capabilities) is not None:
-            features = [name for name, supported in (("pictures", have.images), ("tools", have.tools)) if supported]
+            shown = (("pictures", have.images), ("videos", have.videos), ("tools", have.tools))
+            features = [name for name, supported in shown if supported]
             facts += [
                 ("context", str(have.max_context or "")),
                 ("can do", ", ".join([*features, *sorted(have.response_formats)])),

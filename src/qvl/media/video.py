@@ -27,6 +27,7 @@ class Video:
         duration: seconds of the whole video.
         fps: its frames a second, on average.
         source: short display name, as of a Picture.
+        data: the source bytes.
     """
 
     sha256: str
@@ -35,6 +36,7 @@ class Video:
     duration: float = field(compare=False)
     fps: float = field(compare=False)
     source: str = field(compare=False)
+    data: bytes = field(repr=False, compare=False)
 
     @property
     def width(self) -> int:

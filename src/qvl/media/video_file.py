@@ -67,7 +67,7 @@ def read_video(data: bytes, name: str, policy: MediaPolicy, sampling: VideoSampl
     chosen = sampling.choose(index.times, index.rate, policy.max_video_frames, name)
     first = _decoded(data, kind, name, index, [chosen[0]], policy, None)[0]
     original = first.size
-    size = _frame_size(original, len(chosen), policy)
+    size = frame_size(original, len(chosen), policy)
     store = FrameStore(lambda: _decoded(data, kind, name, index, chosen, policy, size))
     digest = hashlib.sha256(data).hexdigest()
     frames = tuple(
@@ -81,7 +81,7 @@ def read_video(data: bytes, name: str, policy: MediaPolicy, sampling: VideoSampl
         for number, at in enumerate(chosen)
     )
     times = tuple(round(index.times[at], 6) for at in chosen)
-    return Video(f"sha256:{digest}", frames, times, index.duration, index.rate, name)
+    return Video(f"sha256:{digest}", frames, times, index.duration, index.rate, name, data)
 
 
 _CODE: Final = "video_unreadable"
@@ -94,7 +94,7 @@ def _library() -> None:
         raise MissingDependencyError("videos need PyAV", hint="pip install 'qvl[video]'") from exc
 
 
-def _frame_size(original: tuple[int, int], count: int, policy: MediaPolicy) -> tuple[int, int]:
+def frame_size(original: tuple[int, int], count: int, policy: MediaPolicy) -> tuple[int, int]:
     """Return (width, height) of each of `count` frames within the policy's limits of a picture and of a video."""
     import dataclasses
 
@@ -106,6 +106,8 @@ def _frame_size(original: tuple[int, int], count: int, policy: MediaPolicy) -> t
 
 def _span(index: _Index, sampling: VideoSampling) -> float:
     """Return the seconds that are looked at: of the whole video, or of the part that `sampling` names."""
+    if sampling.timestamps:
+        return max(sampling.timestamps) - min(sampling.timestamps)
     end = index.duration if sampling.video_end is None else min(sampling.video_end, index.duration)
     return max(0.0, end - (sampling.video_start or 0.0))
 

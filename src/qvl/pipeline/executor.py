@@ -402,10 +402,10 @@ class Executor:
         videos, notes = request.videos, tuple[str, ...]()
         taken = as_taken(request, videos=(most := self.backend.capabilities.videos))
         if taken is not request:
-            request = taken
+            request, at_most = taken, f"at most {most} video{'s' if most > 1 else ''}" if most else "no videos"
             notes = tuple(
                 f"{video.source}: sent as {len(video.frames)} pictures, each behind its time, since"
-                f" {self.backend.name}:{self.backend.model} takes {f'at most {most}' if most else 'no'} videos"
+                f" {self.backend.name}:{self.backend.model} takes {at_most}"
                 for video in videos
             )
         if salt != request.cache_salt:

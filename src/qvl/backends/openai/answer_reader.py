@@ -339,6 +339,7 @@ def read_usage(usage: WireUsage) -> Usage:
         completion_tokens=int(usage.get("completion_tokens") or 0),
         image_tokens=int(next((count for name in _IMAGE_TOKENS if (count := details.get(name))), 0)),
         cached_tokens=int(details.get("cached_tokens") or 0),
+        video_tokens=int(details.get("video_tokens") or 0),
         # SGLang has it beside the others.
         reasoning_tokens=int(said.get("reasoning_tokens") or usage.get("reasoning_tokens") or 0),
     )

@@ -13,18 +13,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from qvl.backends.base import Capabilities
 from qvl.backends.openai.endpoint import Endpoint
 from qvl.backends.openai.failures import Failed, Impact, Repeat
+from qvl.backends.openai.probe_videos import video_form
 from qvl.backends.openai.retry import RetryPolicy
 from qvl.backends.openai.wire import Dialect, ListedModel, WirePart, encoded, format_fields
+from qvl.backends.openai.wire_videos import VideoForm
 from qvl.chunks import Folder
 from qvl.errors import BackendResponseError, DeviceMemoryError, RateLimitError, RequestError, UnknownNameError
 from qvl.media import gate
 from qvl.sampling import PARAMETERS, SamplingParams
-from qvl.types import PROMPT_FIELDS, Choice, PromptFacts, ResponseFormat, Usage
+from qvl.types import PROMPT_FIELDS, Choice, JsonObject, PromptFacts, ResponseFormat, Usage
 
 MANY_PICTURES: Final = 256
 CANARY: Final = "zq7-Kestrel-41"
@@ -222,7 +224,9 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
     features = [*FORMATS, TOOLS, *SAMPLING]
     tasks = [asyncio.ensure_future(asker.has(feature, base)) for feature in features]
     seeing, accepting = asyncio.ensure_future(asker.sees(base)), asyncio.ensure_future(asker.accepts(ACCEPTED))
-    await _together([seeing, accepting, *tasks])
+    watching = asyncio.ensure_future(asker.video_form(seeing))
+    await _together([seeing, accepting, watching, *tasks])
+    form = watching.result()
     have = {feature.name for feature, task in zip(features, tasks, strict=True) if task.result()} | accepting.result()
     sampling = {"max_tokens"} | (have & PARAMETERS.keys())
     if asker.dialect.sampled:
@@ -230,6 +234,8 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
     entry: Mapping[str, object] = next((entry for entry in listed if entry["id"] == model), {})
     capabilities = Capabilities(
         images=MANY_PICTURES if seeing.result() else 0,
+        # The times of frames are told once for a request.
+        videos={"file": MANY_PICTURES, "frames": 1, None: 0}[form],
         max_context=_max_context(entry),
         sampling=frozenset(sampling),
         response_formats=frozenset(have & {feature.name for feature in FORMATS}),
@@ -239,7 +245,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
         lists=False,
     )
     pinned = frozenset(name for name in sampling if PARAMETERS[name].sent == "pinned")
-    return Findings(capabilities, replace(asker.dialect, pinned=pinned), names)
+    return Findings(capabilities, replace(asker.dialect, pinned=pinned, videos=form), names)
 
 
 def common(findings: list[Findings]) -> Capabilities:
@@ -248,6 +254,7 @@ def common(findings: list[Findings]) -> Capabilities:
     contexts = [have.max_context for have in every if have.max_context is not None]
     return Capabilities(
         images=min(have.images for have in every),
+        videos=min(have.videos for have in every),
         max_context=min(contexts, default=None),
         sampling=frozenset.intersection(*(have.sampling for have in every)),
         response_formats=frozenset.intersection(*(have.response_formats for have in every)),
@@ -259,7 +266,7 @@ def common(findings: list[Findings]) -> Capabilities:
     )
 
 
-async def _together(tasks: Sequence[asyncio.Future[bool] | asyncio.Future[set[str]]]) -> None:
+async def _together(tasks: Sequence[asyncio.Future[Any]]) -> None:
     """Wait for all tasks; a failure of one cancels the others."""
     try:
         await asyncio.gather(*tasks)
@@ -343,6 +350,15 @@ class _Asker:
             return False
         before, after = base.usage.prompt_tokens, answer.usage.prompt_tokens
         return after > before if before and after else True
+
+    async def video_form(self, seeing: asyncio.Future[bool]) -> VideoForm | None:
+        """Return the form in which videos are taken; None for an endpoint that sees nothing, or no videos."""
+
+        async def prompt_tokens(part: WirePart, fields: JsonObject) -> int:
+            answer = await self._ask_unless_refused([part, {"type": "text", "text": _WORDS}], fields, max_tokens=1)
+            return answer.usage.prompt_tokens if answer is not None else 0
+
+        return await video_form(prompt_tokens, small_picture()) if await seeing else None
 
     async def _ask_unless_refused(
         self, content: str | list[WirePart], fields: Mapping[str, object], *, max_tokens: int

@@ -8,6 +8,7 @@ from typing import Final
 from qvl.backends.openai.wire import Dialect, request_body
 from qvl.media.base64_codec import FAST
 from qvl.media.gate import MEDIUM, SMALL
+from qvl.media.video_parts import as_timed_pictures
 from qvl.types import ChatRequest, JsonObject
 
 # The fields of a request that shape its prompt.
@@ -25,6 +26,8 @@ def repeatable(request: ChatRequest) -> bool:
 
 def is_small(request: ChatRequest) -> bool:
     """Return True if the request can be encoded on the event loop: its pictures are ready and small."""
+    if request.videos:
+        return False
     most, room = request.max_pixels, MEDIUM if FAST else SMALL
     ready = all(
         picture.at_hand and (most is None or picture.width * picture.height <= most) for picture in request.pictures
@@ -44,5 +47,5 @@ def prompt_fields(prompt: ChatRequest | str, model: str) -> JsonObject:
     """Return the fields of a request to `/tokenize`; encodes pictures, so it is for a thread."""
     if isinstance(prompt, str):
         return {"model": model, "prompt": prompt}
-    fields = json.loads(b"".join(request_body(prompt, model, Dialect())))
+    fields = json.loads(b"".join(request_body(as_timed_pictures(prompt), model, Dialect())))
     return {name: value for name, value in fields.items() if name in _OF_A_PROMPT}

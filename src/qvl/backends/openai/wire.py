@@ -10,12 +10,13 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Required, TypedDict
+from typing import Final, Required, TypedDict, cast
 
 from qvl.backends.grammar_schema import enforceable
+from qvl.backends.openai.wire_videos import VideoForm, part_fields, request_fields, url_pieces
 from qvl.errors import RequestError, UnsupportedInputError
 from qvl.sampling import PARAMETERS, SamplingParams
-from qvl.types import ChatRequest, Message, ResponseFormat, map_parts
+from qvl.types import ChatRequest, MediaPart, Message, ResponseFormat, TextPart, VideoPart, map_parts
 
 _RESERVED: Final = frozenset({"model", "messages", "stream", "stream_options"})
 _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -38,12 +39,13 @@ class WireToolCall(TypedDict, total=False):
 
 
 class WirePart(TypedDict, total=False):
-    """A part of a message: text or a picture; in answers also a refusal."""
+    """A part of a message: text, a picture or a video; in answers also a refusal."""
 
     type: Required[str]
     text: str | None
     image_url: dict[str, str]
     refusal: str | None
+    video_url: dict[str, str]
 
 
 class WireMessage(TypedDict, total=False):
@@ -131,20 +133,21 @@ class Dialect:
 
     `pinned` are the sampling fields beyond OpenAI's that are sent even at their defaults: vLLM and SGLang otherwise use
     the checkpoint's generation_config, which may add a repetition penalty to a greedy request. `sampled` is False for
-    models that reject a temperature.
+    models that reject a temperature. `videos` is the form in which it takes videos; None if it takes pictures alone.
     """
 
     max_tokens: str = "max_tokens"
     stream_options: bool = True
     sampled: bool = True
     pinned: frozenset[str] = frozenset()
+    videos: VideoForm | None = None
 
 
 def request_body(request: ChatRequest, model: str, dialect: Dialect) -> list[bytes | memoryview]:
     """Return the encoded body of a streamed chat completion, in pieces.
 
-    Pictures are inserted after the JSON encoding, as bytes, which is faster than encoding megabytes of base64; those
-    that came as base64 are passed on without a copy.
+    Pictures and videos are inserted after the JSON encoding, as bytes, which is faster than encoding megabytes of
+    base64; pictures that came as base64 are passed on without a copy.
 
     Raises:
         UnsupportedInputError: `request.extra` has a field that qvl sets.
@@ -154,8 +157,13 @@ def request_body(request: ChatRequest, model: str, dialect: Dialect) -> list[byt
     mark = os.urandom(16).hex()
     text, *behind = encoded(_body(request, model, dialect, mark)).split(f'"{mark}"'.encode())
     pieces: list[bytes | memoryview] = [text]
-    for picture, rest in zip(request.pictures, behind, strict=True):
-        fitting = picture if request.max_pixels is None else picture.fit(request.max_pixels)
+    shown = [part for message in request.messages for part in message.parts if not isinstance(part, TextPart)]
+    for part, rest in zip(shown, behind, strict=True):
+        if isinstance(part, VideoPart):
+            assert dialect.videos is not None
+            pieces += (b'"', *url_pieces(part.video, dialect.videos, request.max_pixels), b'"' + rest)
+            continue
+        fitting = part.picture if request.max_pixels is None else part.picture.fit(request.max_pixels)
         pieces += (f'"data:{fitting.media_type};base64,'.encode(), fitting.base64(), b'"' + rest)
     return pieces
 
@@ -164,7 +172,7 @@ def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict
     """Return the body before encoding, with `mark` in place of every picture."""
     fields: WireBody = {
         "model": model,
-        "messages": [_message(message, mark, reasoned=bool(dialect.pinned)) for message in request.messages],
+        "messages": [_message(message, mark, dialect, request.max_pixels) for message in request.messages],
         "stream": True,
     }
     if dialect.stream_options:
@@ -178,7 +186,8 @@ def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict
     form, tools = format_fields(request.response_format), _tools(request)
     sampling = dict(_sampling(request.sampling, dialect))
     prompt = request.prompt_fields() | ({"priority": request.priority} if request.priority else {})
-    return {**fields, **sampling, **form, **tools, **prompt, **request.extra}
+    media = request_fields(request.videos, dialect.videos)
+    return {**fields, **sampling, **form, **tools, **prompt, **media, **request.extra}
 
 
 def _sampling(params: SamplingParams, dialect: Dialect) -> Iterator[tuple[str, object]]:
@@ -210,14 +219,14 @@ def encoded(body: Mapping[str, object]) -> bytes:
         raise RequestError(f"the request is not valid JSON: {exc}", hint="pass only JSON values") from exc
 
 
-def _message(message: Message, mark: str, *, reasoned: bool) -> WireMessage:
+def _message(message: Message, mark: str, dialect: Dialect, max_pixels: int | None) -> WireMessage:
     """Return the message; with its reasoning for endpoints that know vLLM's fields, others refuse what they do not."""
     content: str | list[WirePart] | None = None if message.tool_calls and not message.parts else message.text
     if message.pictures:
         content = map_parts(
             message.parts,
             lambda part: WirePart(type="text", text=part.text),
-            lambda media: WirePart(type="image_url", image_url={"url": mark}),
+            lambda media: _shown(media, mark, dialect, max_pixels),
         )
     wire: WireMessage = {"role": message.role, "content": content}
     if message.tool_calls:
@@ -229,10 +238,18 @@ def _message(message: Message, mark: str, *, reasoned: bool) -> WireMessage:
         wire["tool_call_id"] = message.tool_call_id
     if message.name is not None:
         wire["name"] = message.name
-    if message.reasoning and reasoned:
+    if message.reasoning and dialect.pinned:
         # The name of SGLang and of vLLM's older versions, and that of its newer ones.
         wire["reasoning_content"] = wire["reasoning"] = message.reasoning
     return wire
+
+
+def _shown(media: MediaPart, mark: str, dialect: Dialect, max_pixels: int | None) -> WirePart:
+    if isinstance(media, VideoPart):
+        assert dialect.videos is not None
+        more = part_fields(media.video, dialect.videos, max_pixels)
+        return cast("WirePart", {"type": "video_url", "video_url": {"url": mark}, **more})
+    return WirePart(type="image_url", image_url={"url": mark})
 
 
 def format_fields(response_format: ResponseFormat) -> WireBody:

@@ -1,0 +1,73 @@
+"""Videos in the body of a request, in the two forms that let an endpoint show our frames at our times.
+
+`file`: the file itself and the times of its frames, as qvl-serve takes it. `frames`: the encoded frames one behind
+another, with their times in a field of the request, as vLLM takes it where it lets requests say how media are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from qvl.media import base64_codec
+from qvl.media.policy import DEFAULT_POLICY
+from qvl.media.video_head import HEAD, container_of
+from qvl.types import JsonObject
+
+if TYPE_CHECKING:
+    from qvl.media.video import Video
+
+VideoForm: TypeAlias = Literal["file", "frames"]
+# Of vLLM's numbers of frames, which are whole: their times are told in milliseconds.
+TICKS: Final = 1000
+
+
+def part_fields(video: Video, form: VideoForm, max_pixels: int | None) -> JsonObject:
+    """Return the fields of a video's part beside its URL."""
+    if form == "frames":
+        return {}
+    fields: JsonObject = {"timestamps": list(video.times)}
+    if most := _smaller(video, max_pixels):
+        fields["max_pixels"] = most
+    return fields
+
+
+def request_fields(videos: Sequence[Video], form: VideoForm | None) -> JsonObject:
+    """Return the fields of a request that say how its videos are read."""
+    if form != "frames" or not videos:
+        return {}
+    (video,) = videos
+    return {"media_io_kwargs": {"video": frames_at([round(at * TICKS) for at in video.times])}}
+
+
+def frames_at(ticks: Sequence[int]) -> JsonObject:
+    """Return what vLLM is told of frames at these times, in thousandths of a second."""
+    known = {"num_frames": -1, "fps": TICKS, "total_num_frames": max(len(ticks), ticks[-1] + 1)}
+    return {**known, "frames_indices": list(ticks), "do_sample_frames": False}
+
+
+def url_pieces(video: Video, form: VideoForm, max_pixels: int | None) -> Iterator[bytes | memoryview]:
+    """Yield a video's `data:` URL, in pieces.
+
+    Raises:
+        MediaError: the video is broken, or takes too long to decode.
+    """
+    if form == "file":
+        kind = container_of(video.data[:HEAD])
+        yield f"data:video/{'mp4' if kind == 'mov' else kind};base64,".encode()
+        yield base64_codec.encoded(video.data)
+        return
+    yield b"data:video/jpeg;base64,"
+    for number, frame in enumerate(video.frames):
+        yield b"," if number else b""
+        yield (frame if max_pixels is None else frame.fit(max_pixels)).base64()
+
+
+def _smaller(video: Video, max_pixels: int | None) -> int | None:
+    """Return the pixels of a frame where they are fewer than an endpoint would give it by itself."""
+    from qvl.media.video_file import frame_size
+
+    frame = video.frames[0]
+    width, height = frame_size(frame.original, len(video.frames), DEFAULT_POLICY)
+    pixels = min(frame.width * frame.height, max_pixels or frame.width * frame.height)
+    return pixels if pixels < width * height else None
