@@ -67,6 +67,28 @@ def sound_alone(path: Path) -> Path:
     return path
 
 
+def without_frames(path: Path) -> Path:
+    """Write a file with a stream of pictures that has none."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        container.start_encoding()
+    return path
+
+
+def turned(data: bytes, quarters: int) -> bytes:
+    """Return an MP4 whose pictures a player turns clockwise, by a matrix such as phones write."""
+    rows = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))
+
+    def matrix(a: int, b: int, c: int, d: int) -> bytes:
+        values = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 0x40000000)
+        return b"".join(value.to_bytes(4, "big", signed=True) for value in values)
+
+    plain = matrix(*rows[0])
+    at = data.index(plain, data.index(b"tkhd"))
+    return data[:at] + matrix(*rows[quarters]) + data[at + len(plain) :]
+
+
 def bar(image: Image.Image) -> int:
     """Return how wide the bar of a frame is, in pixels."""
     row = image.convert("L").crop((0, image.height // 4, image.width, image.height // 4 + 1))

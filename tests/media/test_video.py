@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import anyio
+import av
+import numpy as np
 import pytest
 from PIL import Image
-from tests.media.films import FORMS, bar, film, sound_alone
+from tests.media.films import FORMS, bar, film, sound_alone, turned, without_frames
 
 from qvl.errors import ConfigError, MediaError, RequestError
-from qvl.media.load_video import load_video
+from qvl.media import video_file
+from qvl.media.load_video import aload_video, load_video
 from qvl.media.policy import MediaPolicy
 from qvl.media.video_head import looks_like_video
 from qvl.media.video_sampling import VideoSampling, read_sampling
@@ -70,19 +78,14 @@ def test_a_variable_rate_is_sampled_by_time(tmp_path: Path) -> None:
         assert at == pytest.approx(0.6 * (number // 4) + 0.05 * (number % 4), abs=0.011)
 
 
-def test_a_phone_held_upright_is_shown_upright(tmp_path: Path) -> None:
-    path = film(tmp_path / "phone.mp4", frames=4)
-    data = path.read_bytes()
-    plain, quarter = (b"".join(value.to_bytes(4, "big", signed=True) for value in matrix) for matrix in (
-        (65536, 0, 0, 0, 65536, 0, 0, 0, 0x40000000),
-        (0, 65536, 0, -65536, 0, 0, 0, 0, 0x40000000),
-    ))  # fmt: skip
-    at = data.index(plain, data.index(b"tkhd"))
-    turned = load_video(data[:at] + quarter + data[at + len(plain) :])
-    assert (turned.width, turned.height) == (96, 128)
-    lying = load_video(data).frames[-1].rgb()
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_phone_held_otherwise_is_shown_upright(tmp_path: Path, quarters: int) -> None:
+    data = film(tmp_path / "phone.mp4", frames=4).read_bytes()
+    shown = load_video(turned(data, quarters))
+    assert (shown.width, shown.height) == ((96, 128) if quarters % 2 else (128, 96))
+    way = {1: Image.Transpose.ROTATE_270, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_90}[quarters]
     # A quarter turn clockwise: the bar of the upper half is at the right.
-    assert _far(turned.frames[-1].rgb(), lying.transpose(Image.Transpose.ROTATE_270)) < 3
+    assert _far(shown.frames[-1].rgb(), load_video(data).frames[-1].rgb().transpose(way)) < 3
 
 
 def _far(one: Image.Image, other: Image.Image) -> float:
@@ -97,13 +100,19 @@ def test_what_is_no_video_is_refused_in_one_line(films: dict[str, Path], tmp_pat
     (tmp_path / "text.mp4").write_bytes(b"hello, no video here")
     (tmp_path / "wave.mp4").write_bytes(b"RIFF\x24\x00\x00\x00WAVEfmt ")
     sound_alone(tmp_path / "song.mp4")
+    without_frames(tmp_path / "none.mp4")
+    without_frames(tmp_path / "none.mkv")
+    (tmp_path / "mangled.webm").write_bytes(films["webm"].read_bytes()[:40] + bytes(2000))
     told = {
+        "none.mkv": "has no frames",
+        "none.avi": "no such file",
+        "mangled.webm": "is broken|has no frames",
         "cut.mp4": "is broken",
         "empty.mp4": "is not a video",
         "text.mp4": "is not a video",
         "wave.mp4": "has sound alone",
         "song.mp4": "has sound alone, no pictures",
-        "none.mp4": "no such file",
+        "none.mp4": "has no video stream",
     }
     for name, words in told.items():
         with pytest.raises(MediaError, match=words) as caught:
@@ -131,6 +140,64 @@ def test_limits_are_told_with_the_way_out(films: dict[str, Path]) -> None:
     assert small.frames[0].rgb().size == (small.width, small.height) == (64, 48)
     with pytest.raises(MediaError, match=r"no frame between 5 s and 1\.9 s"):
         load_video(path, sampling=VideoSampling(video_start=5))
+
+
+def test_a_film_of_ten_hours_is_refused_and_a_part_of_it_shown(tmp_path: Path) -> None:
+    path = film(tmp_path / "long.mkv", frames=11, gaps=(360_000,))
+    with pytest.raises(MediaError, match=r"long\.mkv: 1\d h.* of video, the limit is 1 h") as caught:
+        load_video(path)
+    assert "video_start and video_end" in (caught.value.hint or "")
+    part = load_video(path, sampling=VideoSampling(video_start=7100, video_end=10_700))
+    assert part.times == (7200,)
+    assert round(bar(part.frames[0].rgb()) * 11 / 128) == 3
+    two = load_video(path, sampling=VideoSampling(timestamps=(3600, 7200)))
+    assert two.times == (3600, 7200)
+
+
+def test_reading_and_decoding_may_take_so_long(films: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MediaError, match="takes too long to read"):
+        load_video(films["mp4"], MediaPolicy(max_video_decode_seconds=1e-9))
+    video = load_video(films["mp4"])
+    clock = itertools.count(step=100)
+    monkeypatch.setattr(video_file, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    with pytest.raises(MediaError, match=r"takes longer than 60 s to decode") as caught:
+        video.frames[0].rgb()
+    assert caught.value.code == "video_too_long"
+
+
+def test_a_cover_is_no_video(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "album.mp4"), "w") as container:
+        sound = container.add_stream("aac", rate=16_000, layout="mono")
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width = cover.height = 64
+        cover.pix_fmt = "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_image(Image.new("RGB", (64, 64), "red"))))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16_000, 0
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    with pytest.raises(MediaError, match="has sound alone, no pictures"):
+        load_video(tmp_path / "album.mp4")
+
+
+def test_videos_are_fetched_as_pictures_are(films: dict[str, Path], site: Any, tmp_path: Path) -> None:
+    here = MediaPolicy(allowed_private=("127.0.0.1",), timeout=10)
+    site.picture = films["webm"].read_bytes()
+    fetched = anyio.run(partial(aload_video, site.url("/octets"), here, VideoSampling(nframes=3)))
+    assert fetched == load_video(films["webm"], sampling=VideoSampling(nframes=3))
+    assert fetched.source == site.url("/octets")
+    song = sound_alone(tmp_path / "song.mp4").read_bytes()
+    for data, policy, words in (
+        (site.picture, dataclasses.replace(here, max_video_bytes=1000), "more than the limit of 1000 bytes"),
+        (site.picture[:900], here, "has no frames"),
+        (song, here, "has sound alone, no pictures"),
+        (site.picture, MediaPolicy(), "127.0.0.1"),
+    ):
+        site.picture = data
+        with pytest.raises(MediaError, match=words) as caught:
+            anyio.run(partial(aload_video, site.url("/octets"), policy))
+        assert "\n" not in str(caught.value)
 
 
 def test_contradictions_are_refused_by_name() -> None:

@@ -131,6 +131,8 @@ class _Opened:
 
         try:
             self.container = av.open(io.BytesIO(self._data), "r", format=self._kind, metadata_errors="ignore")
+        except av.error.EOFError as exc:
+            raise _frameless(self._name) from exc
         except (av.error.FFmpegError, ValueError, OSError) as exc:
             raise _broken(self._name, exc) from exc
         try:
@@ -149,8 +151,8 @@ class _Opened:
             if stream.codec_context is None:
                 raise MediaError(f"{self._name}: its codec is unknown here", hint="convert it to H.264", code=_CODE)
             return stream
-        what = "has sound alone" if self.container.streams.audio else "has no video stream"
-        raise MediaError(f"{self._name} {what}, no pictures", hint="send a file with a video stream", code=_CODE)
+        what = "has sound alone, no pictures" if self.container.streams.audio else "has no video stream"
+        raise MediaError(f"{self._name} {what}", hint="send a file with a video stream", code=_CODE)
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         import av
@@ -158,6 +160,10 @@ class _Opened:
         self.container.close()
         if isinstance(exc, av.error.FFmpegError | ValueError | OSError) and not isinstance(exc, MediaError):
             raise _broken(self._name, exc) from exc
+
+
+def _frameless(name: str) -> MediaError:
+    return MediaError(f"{name} has no frames", hint="check that it plays, and that it is whole", code=_CODE)
 
 
 def _broken(name: str, exc: Exception) -> MediaError:
@@ -191,7 +197,7 @@ def _indexed(data: bytes, kind: str, name: str, policy: MediaPolicy) -> _Index:
         tick = float(stream.time_base or 0)
         told = float(stream.average_rate or stream.guessed_rate or 0)
     if not count:
-        raise MediaError(f"{name} has no frames", hint="check that it plays, and that it is whole", code=_CODE)
+        raise _frameless(name)
     if unknown or not tick:
         rate = told or 25.0
         return _Index(None, [number / rate for number in range(count)], [], rate, count / rate)

@@ -8,7 +8,6 @@ import dataclasses
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -23,7 +22,7 @@ from qvl.media.video_sampling import VideoSampling
 from qvl.types import ChatRequest, Message, TextPart, VideoPart
 from tests.media.films import FORMS, bar, film
 from tests.scripted_endpoint import ScriptedEndpoint, ScriptedExchange
-from tests.server.conftest import Running, serve, start  # noqa: F401 - a fixture
+from tests.server.conftest import start
 from tests.server.echo_backend import EchoBackend
 
 
@@ -33,10 +32,9 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {ending: film(folder / f"clip.{ending}") for ending in FORMS}
 
 
-async def test_qvl_serve_takes_the_file_and_shows_the_frames_that_were_chosen_here(
-    serve: Any, films: dict[str, Path]
-) -> None:
-    server: Running = serve(EchoBackend())
+@pytest.mark.asyncio
+async def test_qvl_serve_takes_the_file_and_shows_the_frames_that_were_chosen_here(films: dict[str, Path]) -> None:
+    server = start(EchoBackend())
     backend = OpenAIBackend("echo-vl", base_url=server.url)
     async with AsyncPipeline(backend=backend, cache="off") as pipeline:
         await backend.open()
@@ -45,6 +43,7 @@ async def test_qvl_serve_takes_the_file_and_shows_the_frames_that_were_chosen_he
         sampling = {"nframes": 3, "video_start": 0.5, "video_end": 1.5}
         results = [await pipeline.ask(path, "When?", video=sampling) for path in films.values()]
         both = await pipeline.ask([films["mp4"], films["ts"]], "When?", video={"timestamps": [0.2, 1.9]})
+    server.stop()
     for result, request in zip(results, server.backend.requests, strict=False):
         assert result.notes == ()
         assert result.usage.video_frames == 3
@@ -57,6 +56,7 @@ async def test_qvl_serve_takes_the_file_and_shows_the_frames_that_were_chosen_he
 
 
 @pytest.mark.slow
+@pytest.mark.asyncio
 async def test_every_container_gives_one_answer_locally_and_by_qvl_serve(films: dict[str, Path]) -> None:
     def local() -> LocalBackend:
         return LocalBackend(device="cpu", dtype="float32", kv_cache_bytes=64 << 20)
@@ -74,7 +74,7 @@ async def test_every_container_gives_one_answer_locally_and_by_qvl_serve(films: 
     ours = await answers(local())
     server = start(local(), cache="off")
     try:
-        its = await answers(OpenAIBackend(base_url=server.url))
+        its = await answers(OpenAIBackend(base_url=server.url, connect_timeout=60))
     finally:
         server.stop()
     assert len(films) >= 5
@@ -82,6 +82,7 @@ async def test_every_container_gives_one_answer_locally_and_by_qvl_serve(films: 
     assert set(ours) == set(its) == {ours[0]}
 
 
+@pytest.mark.asyncio
 async def test_an_endpoint_that_takes_no_videos_is_sent_timed_pictures_with_a_note(films: dict[str, Path]) -> None:
     with ScriptedEndpoint() as endpoint:
         backend = OpenAIBackend("echo", base_url=endpoint.url)
@@ -110,6 +111,7 @@ class Watching(ScriptedEndpoint):
         await super()._respond(exchange)
 
 
+@pytest.mark.asyncio
 async def test_an_endpoint_that_is_told_times_takes_one_video_to_a_request(films: dict[str, Path]) -> None:
     with Watching() as endpoint:
         backend = OpenAIBackend("echo", base_url=endpoint.url)
