@@ -23,6 +23,8 @@ from qvl.types import SamplingParams
 from tests.backends import bundled
 from tests.server.conftest import Running, start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Running]:

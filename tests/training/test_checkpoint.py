@@ -122,6 +122,7 @@ def test_held_out_pictures_are_read_right(reader: Reader) -> None:
     assert scores["no picture"].share == 1.0, table(scores)
 
 
+@pytest.mark.slow
 def test_boxes_lie_where_things_were_drawn(reader: Reader) -> None:
     found = place_cases(12, 900, [(512, 512)])
     answers = reader.answer([case.request for case in found], max_new_tokens=BOX_TOKENS)

@@ -121,7 +121,8 @@ def test_one_adapter_is_that_of_every_request(opened: Opener, dense: Trained) ->
     assert backend.identity()["adapter"].startswith("sha256:")
 
 
-@pytest.mark.parametrize("quantize", [pytest.param(None, marks=pytest.mark.slow), "int8"])
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.slow
 def test_answers_are_the_same_alone_and_in_a_batch(opened: Opener, dense: Trained, quantize: str | None) -> None:
     backend = opened(dense.folder, adapter=dense.adapters, quantize=quantize)
     schema = {"type": "object", "properties": {"brand": {"type": "string", "maxLength": 6}}, "required": ["brand"]}

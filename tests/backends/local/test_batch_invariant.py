@@ -62,6 +62,7 @@ def test_an_answer_is_the_same_alone_and_among_60(random_folder: Path, settings:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_is_invariant_too(tmp_path: Path) -> None:
     folder = random_mixture(tmp_path)
     asked = questions(12, random.Random(6))

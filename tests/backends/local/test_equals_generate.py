@@ -75,6 +75,7 @@ def test_300_mixed_requests_on_the_bundled_model(
 
 
 @pytest.mark.parametrize("caches", CACHES)
+@pytest.mark.slow
 def test_100_mixed_requests_on_a_random_model(
     opened: Opener, random_folder: object, random_reference: Reference, random_100: Answered, caches: bool
 ) -> None:

@@ -115,6 +115,7 @@ def test_a_conversation_goes_on_from_the_state_behind_its_last_prompt(
         turns += [result.text, f"And the handle? {turn}"]
 
 
+@pytest.mark.slow
 def test_a_prompt_that_many_begin_with_is_computed_once(opened: Opener, folder: Path, reference: Reference) -> None:
     backend = opened(folder)
     system = "You look at pictures of mugs and caps for a shop. " * 20
@@ -139,6 +140,7 @@ def test_choices_of_one_request_begin_with_one_prompt(opened: Opener, folder: Pa
     assert [choice.text for choice in result.choices] == [expected] * 3
 
 
+@pytest.mark.slow
 def test_aborted_requests_leave_no_state_behind(opened: Opener, folder: Path, reference: Reference) -> None:
     backend = opened(folder, prefix_cache=False)
 

@@ -63,6 +63,7 @@ def test_every_damage_of_a_file_is_noticed(damage: str) -> None:
 
 
 class TestWeightsKeptIn8Bits:
+    @pytest.mark.slow
     def test_the_next_start_reads_them_and_answers_alike(
         self, opened: Opener, mixed_300: list[ChatRequest], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -59,6 +59,7 @@ def test_states_are_right_in_recorded_steps_which_repeat_a_sequence_to_fill_thei
     assert stats["graph_replays"] > 10
 
 
+@pytest.mark.slow
 def test_an_npu_out_of_memory_ends_the_request_that_is_too_large_and_no_other() -> None:
     told = python(FAKE / "run_out_of_memory.py", FAKE_NPU_BYTES=str(1 << 20))
     assert "large DeviceMemoryError" in told, told
@@ -71,16 +72,19 @@ def test_the_engine_gives_the_same_answers_on_the_npu_for_300() -> None:
     counted("300", timeout=1400)
 
 
+@pytest.mark.slow
 def test_recorded_decode_steps_give_the_same_answers() -> None:
     stats = counted("4", "random", "decode_graphs=on")
     assert stats["graph_replays"] == stats["replay"] > 10
 
 
+@pytest.mark.slow
 def test_a_checkpoint_spread_over_two_cards_gives_the_same_answers() -> None:
     assert counted("3", "random", "two-cards", "decode_graphs=on")["graph_replays"] == 0
 
 
-@pytest.mark.parametrize("chip", [pytest.param("unfused", marks=pytest.mark.slow), "wrong"])
+@pytest.mark.parametrize("chip", ["unfused", "wrong"])
+@pytest.mark.slow
 def test_fused_kernels_that_fail_or_lie_are_not_used(chip: str) -> None:
     stats = counted("1", "random", FAKE_NPU=chip)
     assert all(stats.get(name, 0) <= 1 for name in FUSED), "tried once, at the start"

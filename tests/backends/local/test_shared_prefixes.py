@@ -56,6 +56,7 @@ def answered(random_reference: Reference) -> Answered:
     ],
     ids=["small steps", "one step", "small memory"],
 )
+@pytest.mark.slow
 def test_greedy_answers_are_those_of_transformers(
     opened: Opener, random_folder: Path, random_reference: Reference, answered: Answered, settings: dict[str, Any]
 ) -> None:
