@@ -85,6 +85,7 @@ def test_every_extra_that_is_named_anywhere_is_declared() -> None:
     assert named | asked <= DECLARED
 
 
+@pytest.mark.slow
 def test_the_install_lines_of_readme_work_in_an_empty_folder(tmp_path: Path) -> None:
     blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]

@@ -109,6 +109,7 @@ def running(*words: str, folder: Path) -> Iterator[str]:
             process.terminate()
 
 
+@pytest.mark.slow
 def test_qvl_serve_in_front_mends_what_an_endpoint_decodes_wrongly(
     serve: Callable[[Rules], str],  # noqa: F811
     tmp_path: Path,

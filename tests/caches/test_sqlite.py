@@ -42,6 +42,7 @@ def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
 # Many processes
 
 
+@pytest.mark.slow
 def test_processes_lose_no_write(path: Path, start: Start) -> None:
     _processes_lose_no_write(path, start, 300)
 
@@ -59,6 +60,7 @@ def _processes_lose_no_write(path: Path, start: Start, number: int) -> None:
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
+@pytest.mark.slow
 def test_of_sixteen_processes_one_computes(path: Path, start: Start, tmp_path: Path) -> None:
     log = tmp_path / "computed"
     askers = [start("single_flight", f"sqlite:///{path}", log, index) for index in range(16)]
@@ -207,6 +209,7 @@ def test_a_file_that_breaks_in_mid_run_is_set_aside(path: Path) -> None:
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
+@pytest.mark.slow
 def test_processes_that_meet_a_corrupt_file_together_begin_one_new_file(path: Path, start: Start) -> None:
     path.write_bytes(b"not a database, however long one looks at it" * 500)
     writers = [start("write", f"sqlite:///{path}", f"w{index}", 50) for index in range(6)]

@@ -37,6 +37,7 @@ def test_a_drawn_mug_is_analyzed_and_then_remembered(shell):
 @pytest.mark.parametrize(
     "arguments", [["Q", "--max-tokens", "10000000"], pytest.param(["why? " * 20_000], marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_what_cannot_fit_is_refused_with_the_limit(shell, arguments):
     ran = shell("ask", MUG, *arguments, "--json")
     assert ran.code == 1

@@ -37,6 +37,7 @@ def hub() -> Iterator[socket.socket]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("way", ["qvl", "qvl-serve", pytest.param("python", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_ctrl_c_while_a_model_loads_ends_the_program(hub: socket.socket, tmp_path: Path, way: str) -> None:
     picture = tmp_path / "red.png"
     Image.new("RGB", (32, 32), "red").save(picture)

@@ -107,6 +107,7 @@ def test_a_folder_is_told_as_table_and_as_json(qvl, monkeypatch):
     assert "20.0 GB free of 100.0" in table
 
 
+@pytest.mark.slow
 def test_this_machine_is_measured(qvl):
     answer = json.loads(qvl("models", "--fit", "Qwen/Qwen3-VL-30B-A3B-Thinking-FP8", "--json").out)
     assert {row["weights_gb"] for row in answer["fits"] if row["form"] == "bfloat16"} <= {62.1}

@@ -85,6 +85,7 @@ print(peak() - before)
         "'data:' + ';' * 30_000_000 + ','",
     ],
 )
+@pytest.mark.slow
 def test_no_spelling_of_a_data_url_takes_many_times_its_length(url: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE.format(url=url)], capture_output=True, text=True, check=True, timeout=120

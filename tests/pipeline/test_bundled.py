@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PICTURE = Path(__file__).parents[2] / "examples" / "pictures" / "norvik-mug-red.png"
 SCRIPT = """
 import sys
@@ -38,6 +40,7 @@ def test_a_hit_loads_no_model_and_the_notice_says_what_the_model_is(tmp_path: Pa
     assert warm == cold.replace("miss", "hit").replace("True", "False")
 
 
+@pytest.mark.slow
 def test_a_program_that_forgets_to_close_ends_in_silence() -> None:
     script = "import sys; from qvl import Pipeline\npipe = Pipeline(cache='off', device='cpu')\n"
     script += "print(pipe.ask(sys.argv[1], 'What brand is it?').text)"

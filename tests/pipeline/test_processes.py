@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -59,6 +61,7 @@ def test_a_killed_map_goes_on_where_it_stopped(tmp_path: Path, pictures: list[st
     assert asked(tmp_path) <= len(pictures) + 1
 
 
+@pytest.mark.slow
 def test_processes_share_one_inference(tmp_path: Path, pictures: list[str]) -> None:
     running = [start(tmp_path, 1.0, pictures[:1]) for _ in range(8)]
     for process in running:

@@ -37,7 +37,7 @@ def test_nothing_of_a_users_program_is_unknown_to_a_type_checker(tmp_path: Path)
 
 def test_every_parameter_of_a_request_is_known_by_its_name() -> None:
     own = {field.name for field in fields(ChatRequest)} - {"messages", "sampling", "prefill"}
-    assert RequestParams.__annotations__.keys() == SamplingParams.names() | own | {"min_pixels", "video"}
+    assert RequestParams.__annotations__.keys() == SamplingParams.names() | own | {"min_pixels", "pages", "video"}
     assert Path(qvl.__file__).with_name("py.typed").is_file(), "without it nobody's checker reads the types"
 
 

@@ -150,6 +150,7 @@ def test_a_port_that_another_server_shares_among_its_workers_is_in_use(two, run)
 
 
 @linux
+@pytest.mark.slow
 def test_metrics_are_the_sum_and_stay_it_when_a_worker_is_killed(two) -> None:
     process, _ = two
     before = value(process.get("/metrics").text, f'qvl_http_requests_total{{route="{CHAT}"')

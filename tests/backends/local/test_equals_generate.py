@@ -103,6 +103,7 @@ def test_all_300_on_a_random_model(
     check(random_reference, answer_all(backend, wanted), expected)
 
 
+@pytest.mark.slow
 def test_a_memory_so_small_that_sequences_are_preempted_changes_no_answer(
     opened: Opener, random_folder: object, random_reference: Reference
 ) -> None:

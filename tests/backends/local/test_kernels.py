@@ -287,6 +287,7 @@ def test_small_weights_in_8_bits_are_not_measured(monkeypatch: pytest.MonkeyPatc
     assert "GB/s" not in plan.describe(), "what stays in the caches says nothing of the memory"
 
 
+@pytest.mark.slow
 def test_a_large_weight_has_measured_kernels_and_says_so() -> None:
     plan = LinearPlan()
     weight = weights(2048, SMALL // 2048)[0]

@@ -120,6 +120,7 @@ def test_asking_for_an_npu_without_torch_npu_names_the_pip_line() -> None:
     assert install_line("npu") in python(NPU, installed=False)
 
 
+@pytest.mark.slow
 def test_the_environment_chooses_the_device() -> None:
     assert "GOT cpu" in python(DESCRIBE, QVL_DEVICE="cpu")
     assert "GOT cpu" in python(DESCRIBE, DEVICE="cpu")

@@ -97,6 +97,7 @@ def slow() -> Any:
         yield found
 
 
+@pytest.mark.slow
 def test_a_batch_goes_on_after_kill_9(slow: ScriptedEndpoint, run: Callable[..., Process], tmp_path: Path) -> None:
     through_kills(slow, run, tmp_path, 240, 2)
 
