@@ -1,18 +1,36 @@
-"""A command of qvl whose gate reads pictures wrongly: `python -m tests.parity.faulty exif,alpha qvl.cli.serve …`."""
+"""A command of qvl with a fault: `python -m tests.parity.faulty exif,alpha,sampling qvl.cli.serve …`."""
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from PIL import Image
 
+from qvl.backends.local.backend import LocalBackend
 from qvl.media import image_header, pixels
+from qvl.types import ChatRequest, Chunk
 
 
 def on_black(image: Image.Image) -> Image.Image:
     whole = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", whole.size, "black"), whole).convert("RGB")
+
+
+def sample_always() -> None:
+    """Samples whatever it is asked for, as a server does that applies the checkpoint's generation_config."""
+    greedy = LocalBackend.stream
+
+    async def stream(self: LocalBackend, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        sampling = dataclasses.replace(request.sampling, temperature=2.0)
+        async with aclosing(greedy(self, request.replace(sampling=sampling))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    LocalBackend.stream = stream
 
 
 def plant(faults: str) -> None:
@@ -21,6 +39,8 @@ def plant(faults: str) -> None:
         pixels._image_orientation = lambda image: 1
     if "alpha" in faults:
         pixels._on_white = on_black
+    if "sampling" in faults:
+        sample_always()
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ class Files:
         patterns: files and globs; a picture file is one item, with `prompt` as its question.
         base_dir: the folder to which relative picture paths belong; None is the JSONL file's folder.
         prompt: the question for lines and files that have a picture but no text.
+        media: the fields in which a line may have its pictures.
         strict: True to raise at the first invalid line.
         on_bad: called for each invalid line, in the first iteration only.
 
@@ -110,9 +111,11 @@ class Files:
         *,
         base_dir: Path | None = None,
         prompt: str = "Describe it.",
+        media: Sequence[str] = PICTURE_KEYS,
         strict: bool = False,
         on_bad: Callable[[BadLine], None] | None = None,
     ) -> None:
+        self.media = media
         self.paths = [path for pattern in patterns for path in _expand(pattern)]
         self.base_dir = base_dir
         self.prompt = prompt
@@ -151,7 +154,7 @@ class Files:
             value = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
         except (ValueError, RecursionError) as exc:
             raise NoRequestError(f"invalid JSON: {str(exc)[:100]}") from exc
-        name, messages, params, expected = read_form(value, self.prompt)
+        name, messages, params, expected = read_form(value, self.prompt, self.media)
         base = self.base_dir or path.parent
         where = f"{path}:{number}"
         return Item(index, name or f"{path.name}:{number}", messages, params, expected, where, base)
@@ -218,7 +221,9 @@ def endless(dataset: Dataset) -> Iterator[Item]:
             raise ConfigError("the input has no requests", hint="see the bad lines above")
 
 
-def read_form(value: object, prompt: str) -> tuple[str | None, Messages, JsonObject, object]:
+def read_form(
+    value: object, prompt: str, media: Sequence[str] = PICTURE_KEYS
+) -> tuple[str | None, Messages, JsonObject, object]:
     """Return (id, messages, params, expected) of `value`, a line parsed as JSON; fields are as in `Item`.
 
     Raises:
@@ -239,7 +244,7 @@ def read_form(value: object, prompt: str) -> tuple[str | None, Messages, JsonObj
         params = {key: setting for key, setting in body.items() if key not in NOT_OURS}
         return name, _messages(body.get("messages")), params, expected
     params = {key: value[key] for key in PARAMS if value.get(key) is not None}
-    pictures = [source for key in PICTURE_KEYS if value.get(key) is not None for source in _sources(value[key], key)]
+    pictures = [source for key in media if value.get(key) is not None for source in _sources(value[key], key)]
     if value.get("messages") is not None:
         messages = _messages(value["messages"])
         return name, _illustrated(messages, pictures) if pictures else messages, params, expected

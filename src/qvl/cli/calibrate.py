@@ -31,7 +31,9 @@ DEFAULT = Path("calibration.json")
 def calibrate(
     labelled: Annotated[
         list[str],
-        typer.Argument(help='JSONL files or globs: {"image": "a.png", "expected": {"brand": "NORVIK"}} a line.'),
+        typer.Argument(
+            help='JSONL: {"image": "a.png", "expected": {"brand": "NORVIK"}}; CSV, parquet, folders of data sets.'
+        ),
     ],
     *,
     schema: options.SchemaName = None,

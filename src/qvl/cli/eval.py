@@ -37,7 +37,7 @@ def evaluate(
     labelled: Annotated[
         list[str],
         typer.Argument(
-            help='JSONL: {"image": "a.png", "expected": {"brand": "NORVIK"}}; CSV; folders with metadata.csv.'
+            help='JSONL: {"image": "a.png", "expected": {"brand": "NORVIK"}}; CSV, parquet, folders of data sets.'
         ),
     ],
     *,
@@ -192,12 +192,20 @@ def _show(report: EvalReport, both: Against | None) -> None:
     from qvl.cli.console import stdout
 
     console = stdout()
+    measures = {
+        "F1": [one.items.f1 if one.items else None for one in report.fields],
+        "similarity": [one.similarity for one in report.fields],
+        "IoU": [one.iou for one in report.fields],
+        "ECE": [one.calibration_error for one in report.fields],
+    }
+    # Only those that some field has: a terminal has 80 columns.
+    told = {title: column for title, column in measures.items() if any(value is not None for value in column)}
     table = Table()
-    for title in ("", "right", "accuracy", "95 % of it", "F1", "similarity", "IoU", "ECE"):
-        table.add_column(title, justify="right" if title else "left")
-    for one in report.fields:
+    for title in ("", "right", "accuracy", "95 % of it", *told):
+        table.add_column(title, justify="right" if title else "left", no_wrap=bool(title))
+    for place, one in enumerate(report.fields):
         low, high = one.interval
-        more = (one.items.f1 if one.items else None, one.similarity, one.iou, one.calibration_error)
+        more = [column[place] for column in told.values()]
         cells = (one.name, f"{one.right} of {one.labels}", f"{one.accuracy:.1%}", f"{low:.1%}–{high:.1%}")
         table.add_row(*map(Text, cells), *(Text("" if value is None else f"{value:.3f}") for value in more))
     console.print(table)

@@ -5,7 +5,8 @@
 
 `expected` is an object. A name in it that is a question's is the right value of that question; everything else is a
 part of the right analysis, in the form of the schema. What is left out is not compared. Paths of pictures are relative
-to the file; texts and messages of a line are not used. CSV files and folders of data sets: `label_tables`.
+to the file; texts and messages of a line are not used. A video stands in `video` or wherever a picture may. CSV and
+parquet files and folders of data sets: `label_tables`.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qvl.bench.dataset import BadLine, Files
+from qvl.bench.dataset import PICTURE_KEYS, BadLine, Files
 from qvl.errors import ConfigError
 from qvl.evaluation.label_tables import is_table, read_table
 from qvl.types import JsonObject
 
 _REMOTE: Final = ("http://", "https://", "data:")
+_MEDIA: Final = (*PICTURE_KEYS, "video", "video_path", "video_url")
 _FORM: Final = '{"image": "a.png", "expected": {"brand": "NORVIK"}}'
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One line: the pictures of one request (paths, http(s) or data: URLs) and the right answer, as `expected`."""
+    """One line: the pictures and videos of one request (paths, http(s) or data: URLs) and the right answer."""
 
     id: str
     pictures: tuple[str, ...]
@@ -45,7 +47,7 @@ def read_labelled(patterns: Sequence[str]) -> list[Labelled]:
     seen: dict[str, str] = {}
     tables = [pattern for pattern in patterns if is_table(pattern)]
     plain = [pattern for pattern in patterns if pattern not in tables]
-    for item in Files(plain, on_bad=_refuse) if plain else ():
+    for item in Files(plain, media=_MEDIA, on_bad=_refuse) if plain else ():
         pictures = tuple(_picture(part["image_url"]["url"], item.base, item.where) for part in item.picture_parts())
         if not pictures:
             raise _fault(item.where, "no picture", _FORM)
@@ -54,7 +56,8 @@ def read_labelled(patterns: Sequence[str]) -> list[Labelled]:
             raise _fault(item.where, what, _FORM)
         found.append(Labelled(item.id, pictures, item.expected, item.where))
     for row in (row for table in tables for row in read_table(table)):
-        found.append(Labelled(row.id, (_picture(row.picture, row.base, row.where),), row.expected, row.where))
+        pictures = tuple(_picture(source, row.base, row.where) for source in row.pictures)
+        found.append(Labelled(row.id, pictures, row.expected, row.where))
     for line in found:
         _check_numbers(line.expected, line.where, "expected")
         if line.id in seen:
