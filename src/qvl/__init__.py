@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from qvl.media.video_sampling import VideoSampling
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.map_in_order import MapItem
+    from qvl.pipeline.read_pages import ReadPage
     from qvl.pipeline.sync_pipeline import Pipeline
     from qvl.plugins.hookspecs import hookimpl
     from qvl.types import (
@@ -103,6 +104,7 @@ __all__ = [
     "ProductAnalysis",
     "QvlError",
     "RateLimitError",
+    "ReadPage",
     "RefusalError",
     "RequestError",
     "ResponseFormat",
@@ -160,6 +162,7 @@ __getattr__ = _lazy(
         "qvl.media.video_sampling": ("VideoSampling",),
         "qvl.pipeline.async_pipeline": ("AsyncPipeline",),
         "qvl.pipeline.map_in_order": ("MapItem",),
+        "qvl.pipeline.read_pages": ("ReadPage",),
         "qvl.pipeline.sync_pipeline": ("Pipeline",),
         "qvl.plugins.hookspecs": ("hookimpl",),
         "qvl.types": (

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "analyze": "Product pictures in, typed analyses out.",
     "ask": "Ask a question about one or several pictures.",
     "locate": "Where on a picture something is: boxes or points.",
+    "read": "The text of a document, page by page: Markdown or HTML.",
     "export": "Boxes of results as COCO, YOLO or Label Studio.",
     "decide": "How probable each possible answer to a question is.",
     "calibrate": "How often answers are right, by labelled pictures.",

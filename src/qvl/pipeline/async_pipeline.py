@@ -1,4 +1,4 @@
-"""`AsyncPipeline`: one backend, one cache, the media gate, and the methods ask, stream, chat, analyze and map.
+"""`AsyncPipeline`: one backend, one cache, the media gate, and the methods ask, stream, chat, analyze, read and map.
 
 Each method makes a `Call`, which the `Executor` executes; `qvl.pipeline.sync_pipeline.Pipeline` has the same
 signatures for programs without an event loop.
@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     from qvl.decisions.answers import Decisions
     from qvl.decisions.questions import QuestionLike
     from qvl.evidence.located import Locations
+    from qvl.evidence.page_text import ReadForm
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.decide_call import DecideParams
     from qvl.pipeline.locate_call import LocateParams
     from qvl.pipeline.parse_parts import PictureLike, Pictures, Sources
+    from qvl.pipeline.read_pages import ReadPage
 
 A = TypeVar("A", default=ProductAnalysis)
 TINY_NOTICE: Final = (
@@ -345,6 +347,34 @@ class AsyncPipeline:
 
         call = LocateCall(picture, targets, self.executor, cache, params, points=points)
         return await self.executor.execute(call)
+
+    async def read(
+        self,
+        document: PictureLike,
+        *,
+        form: ReadForm = "markdown",
+        concurrency: int | None = None,
+        cache: CacheMode | None = None,
+        **params: Unpack[RequestParams],
+    ) -> AsyncGenerator[ReadPage, None]:
+        """Yield the text of a document (or picture) page by page, in order; one that fails has its `error`.
+
+        Args:
+            document: a PDF or a picture, as in `ask`.
+            form: "markdown", or "html" with the box of each element (`data-bbox`, thousandths of the page).
+            concurrency: pages under way at a time; the pipeline's unless named.
+            params: `pages`, `max_tokens` (4096 a page unless named) and others as in `ask`. Each page is kept in the
+                cache, so that a run which was broken off goes on where it was.
+
+        Raises:
+            MediaError: the document cannot be opened, or has no such page.
+        """
+        from qvl.pipeline.read_pages import read_pages_of
+
+        most = concurrency or self.concurrency
+        async with aclosing(read_pages_of(self.executor, document, form, most, cache, params)) as pages:
+            async for page in pages:
+                yield page
 
     @overload
     def map(

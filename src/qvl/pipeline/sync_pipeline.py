@@ -38,11 +38,13 @@ if TYPE_CHECKING:
     from qvl.decisions.answers import Decisions
     from qvl.decisions.questions import QuestionLike
     from qvl.evidence.located import Locations
+    from qvl.evidence.page_text import ReadForm
     from qvl.media.policy import MediaPolicy
     from qvl.pipeline.decide_call import DecideParams
     from qvl.pipeline.locate_call import LocateParams
     from qvl.pipeline.parse_message import MessageLike
     from qvl.pipeline.parse_parts import PictureLike, Pictures, Sources
+    from qvl.pipeline.read_pages import ReadPage
 
 A = TypeVar("A", default=ProductAnalysis)
 R = TypeVar("R")
@@ -186,6 +188,17 @@ class Pipeline:
 
         return self._execute(LocateCall(picture, targets, self.pipeline.executor, cache, params, points=points))
 
+    def read(
+        self,
+        document: PictureLike,
+        *,
+        form: ReadForm = "markdown",
+        concurrency: int | None = None,
+        cache: CacheMode | None = None,
+        **params: Unpack[RequestParams],
+    ) -> Generator[ReadPage, None, None]:
+        return self._iterate(self.pipeline.read(document, form=form, concurrency=concurrency, cache=cache, **params))
+
     @overload
     def map(
         self, sources: Sources, question: str, **params: Unpack[MapParams]
@@ -266,6 +279,7 @@ for _name in (
     "analyze_result",
     "decide",
     "locate",
+    "read",
     "map",
     "stats",
 ):
