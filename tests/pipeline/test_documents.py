@@ -181,3 +181,35 @@ def test_a_url_is_what_its_bytes_are(pipeline: Pipeline, site: str) -> None:
         pipeline.ask(f"{site}/page.pdf", "q")
     with pytest.raises(MediaError, match=r"page.pdf is not a PDF: it starts like a web page"):
         pipeline.chat([{"role": "user", "content": [{"type": "input_file", "file_url": f"{site}/page.pdf"}]}])
+
+
+def test_read_gives_each_page_with_its_elements(pipeline: Pipeline, backend: TalkingBackend, bill: Path) -> None:
+    backend.model = "Qwen3-VL"
+    backend.reply = lambda request: '```html\n<h1 data-bbox="0 0 500 500">Mug</h1>\n```'
+    pages = list(pipeline.read(bill, form="html", pages="3,1"))
+    assert [(page.number, page.count, page.source) for page in pages] == [
+        (3, 2, f"{bill}#page=3"),
+        (1, 2, f"{bill}#page=1"),
+    ]
+    assert pages[0].text == '<h1 data-bbox="0 0 500 500">Mug</h1>\n'
+    (element,) = pages[0].elements
+    assert (element.kind, element.text, element.box.x2, element.box.y2) == ("h1", "Mug", 160, 120)
+    assert (pages[0].width, pages[0].height) == (320, 240)
+    assert {request.messages[-1].text for request in backend.requests} == {"qwenvl html"}
+    assert {request.sampling.max_tokens for request in backend.requests} == {4096}
+    assert [page.result.cache for page in pipeline.read(bill, form="html") if page.result] == ["hit", "miss", "hit"]
+
+
+def test_read_goes_on_behind_a_page_that_fails(pipeline: Pipeline, backend: TalkingBackend) -> None:
+    def reply(request: Any) -> str:
+        if request.pictures[0].source.endswith("=2"):
+            raise RequestError("no")
+        return "text"
+
+    backend.reply = reply
+    pages = list(pipeline.read(paper(["a", "b", "c"])))
+    assert [(page.ok, page.text) for page in pages] == [(True, "text\n"), (False, ""), (True, "text\n")]
+    assert pages[1].to_json()["error"] == {"code": "invalid_request", "message": "no"}
+    assert "Write everything on this page as Markdown" in backend.requests[0].messages[-1].text
+    with pytest.raises(ConfigError, match="unknown form 'latex'"):
+        next(pipeline.read(paper(["a"]), form="latex"))  # type: ignore[arg-type]

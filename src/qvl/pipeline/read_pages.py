@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
-from qvl.errors import ConfigError, QvlError
+from qvl.errors import ConfigError, ContextLengthError, QvlError
 from qvl.evidence.coordinates import Frame
 from qvl.evidence.page_text import FORMS, SPELLED_OUT, TRAINED, PageElement, ReadForm, read_page
 from qvl.media.video import paged, still
@@ -104,13 +104,20 @@ async def read_pages_of(
     if executor.backend.peek_identity() is None:
         await executor.open()
     told = TRAINED if "qwen" in executor.backend.model.lower() else SPELLED_OUT
-    if params.get("max_tokens") is None:
-        params["max_tokens"] = MAX_TOKENS
+    params.pop("request_id", None)
+    own_length = params.get("max_tokens") is None
 
     async def one(page: Picture) -> tuple[ReadPage, Result | None]:
         content = [{"type": "image", "image": page}, {"type": "text", "text": told[form]}]
-        own = cast("RequestParams", {name: value for name, value in params.items() if name != "request_id"})
-        result = await executor.execute(ChatCall([{"role": "user", "content": content}], cache, own))
+        turn = {"role": "user", "content": content}
+        try:
+            long = params | ({"max_tokens": MAX_TOKENS} if own_length else {})
+            result = await executor.execute(ChatCall([turn], cache, long))
+        except ContextLengthError:
+            if not own_length:
+                raise
+            # A short context: what is left of it.
+            result = await executor.execute(ChatCall([turn], cache, params))
         text, elements = read_page(result.text, form, Frame.of(0, page, executor.backend.coordinates))
         bare = dataclasses.replace(result, pictures=())
         return ReadPage(0, len(pages), page.source, text, elements, *page.original, bare), result
