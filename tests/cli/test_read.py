@@ -78,7 +78,8 @@ def test_after_kill_9_only_the_missing_pages_are_asked_for(process, shell):
     pages, under_way = 50, 2
     Path("long.pdf").write_bytes(paper([f"This is page {number}" for number in range(1, pages + 1)]))
     with ScriptedEndpoint(default=Echo(pause=0.02)) as endpoint:
-        args = ("read", "long.pdf", "-o", "long.md", "-m", "openai:echo", "--base-url", endpoint.url, "-j", "2")
+        args = ["read", "long.pdf", "-o", "long.md", "-j", str(under_way), "--max-pixels", "100000"]
+        args += ["-m", "openai:echo", "--base-url", endpoint.url, "-O", "probe=false"]
         child = process(*args)
         end = time.monotonic() + 200
         while not Path("long.md").exists() or Path("long.md").read_text().count("<!-- Page") < 10:
