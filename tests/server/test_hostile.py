@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import random
@@ -10,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
@@ -22,6 +24,13 @@ from tests.server.echo_backend import EchoBackend
 
 ASKED: list[Any] = [{"role": "user", "content": [{"type": "text", "text": "what"}]}]
 PICTURE = {"type": "image_url", "image_url": {"url": data_url(), "detail": "auto"}}
+CLIP = (files("qvl.backends.openai") / "probe_clip.webm").read_bytes()
+VIDEO = {
+    "type": "video_url",
+    "video_url": {"url": f"data:video/webm;base64,{base64.b64encode(CLIP).decode()}"},
+    "nframes": 2,
+    "video_start": 0.25,
+}
 FUNCTION = {
     "name": "look",
     "description": "d",
@@ -32,7 +41,7 @@ BODIES: dict[str, Any] = {
     "/v1/chat/completions": {
         "model": "echo-vl",
         "messages": [
-            {"role": "user", "content": [{"type": "text", "text": "a"}, PICTURE]},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, PICTURE, VIDEO]},
             {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "x"},
             {"role": "tool", "tool_call_id": "c", "content": "ok"},
         ],

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import base64
+import random
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.media.films import film, sound_alone
+from tests.server.conftest import Running, start
 from tests.server.echo_backend import EchoBackend
-
-if TYPE_CHECKING:
-    from tests.server.conftest import Running
 
 CHAT = "/v1/chat/completions"
 
@@ -59,3 +60,80 @@ def test_what_cannot_be_is_refused_with_its_place(serve: Any, url: str, tmp_path
         message = answer.json()["error"]["message"]
         assert words in message, message
     assert server.post(CHAT, asked(url[:2000])).json()["error"]["param"] == "messages[0].content[0].video_url"
+
+
+SOURCES = [
+    None,
+    True,
+    3,
+    [],
+    ["a.png"],
+    {},
+    {"url": None},
+    {"url": 3},
+    {"url": {}},
+    {"frob": 1},
+    "",
+    " ",
+    "http://",
+    "x.mp4",
+]
+SOURCES += ["file:///etc/passwd", "ftp://a/b.mp4", "http://[::1", "http://10.0.0.1/a.mp4", "data:", "data:video/mp4"]
+SOURCES += [f"data:video/mp4;base64,{text}" for text in ("", "!!", "AAAA", "é", "A" * 1001)]
+SOURCES += ["data:video/mp4,x", "data:video/jpeg;base64,AAAA,BBBB", "data:text/plain;base64,AAAA"]
+FIELDS = ("fps", "nframes", "timestamps", "video_start", "video_end", "min_frames", "max_frames")
+ODD = (True, -1, 1e300, 10**30, "x", [], {}, [None], [-1.0], [0.0] * 900)
+
+
+@pytest.fixture(scope="module")
+def watching() -> Iterator[Running]:
+    running = start(EchoBackend())
+    yield running
+    running.stop()
+
+
+def refused(server: Running, body: dict[str, Any]) -> str:
+    """The message of the refusal, in one line; "" if the body is answered."""
+    answer = server.post(CHAT, body)
+    if answer.status_code == 200:
+        return ""
+    assert answer.status_code == 400, (answer.status_code, answer.text, str(body)[:300])
+    message = answer.json()["error"]["message"]
+    assert "\n" not in message
+    assert "internal" not in message
+    return str(message)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source)[:40])
+def test_no_source_of_a_video_is_a_fault_of_ours(watching: Running, source: Any) -> None:
+    for part in ({"type": "video_url", "video_url": source}, {"type": "video", "video": source}):
+        body = {"model": "echo-vl", "messages": [{"role": "user", "content": [part]}]}
+        message = refused(watching, body)
+        assert message.startswith("messages[0].content[0]"), message
+        assert "picture" not in message.split(" (")[0], message
+
+
+def test_no_field_of_a_video_is_a_fault_of_ours(watching: Running, url: str) -> None:
+    for name in FIELDS:
+        for value in ODD:
+            assert name in refused(watching, asked(url, {name: value}))
+            assert refused(watching, asked(url, mm_processor_kwargs={name: value}))
+    assert not refused(watching, asked(url, {"timestamps": None, "fps": None}))
+
+
+@pytest.mark.slow
+def test_no_mangled_film_is_a_fault_of_ours(watching: Running, tmp_path: Path) -> None:
+    dice = random.Random(3)
+    told = Counter()
+    for ending in ("mp4", "webm"):
+        film(tmp_path / f"clip.{ending}", frames=6, size=(64, 64))
+        data = (tmp_path / f"clip.{ending}").read_bytes()
+        for _ in range(40):
+            mangled = bytearray(data)
+            for _ in range(dice.choice((1, 4, 30))):
+                mangled[dice.randrange(len(mangled))] = dice.randrange(256)
+            if dice.random() < 0.3:
+                del mangled[dice.randrange(len(mangled)) :]
+            message = refused(watching, asked(f"data:video/{ending};base64,{base64.b64encode(mangled).decode()}"))
+            told["broken" in message or "no frames" in message] += 1
+    assert min(told.values()) > 3, told

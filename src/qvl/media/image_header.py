@@ -261,7 +261,7 @@ def kind_of(data: bytes) -> str:
             return "HEIC; convert it to JPEG or PNG first"
         if data[8:12] in (b"avif", b"avis"):
             return "AVIF; convert it to JPEG or PNG first, or install a Pillow that reads it (11.3 or later)"
-        return "a video; pass one of its frames"
+        return "a video; pass it as a video, or one of its frames"
     for magic, kind in _OTHERS + _PICTURES:
         if data.startswith(magic):
             return kind

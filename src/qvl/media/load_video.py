@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from qvl.errors import MediaError
 from qvl.media.decode_threads import in_worker
@@ -14,6 +14,14 @@ from qvl.media.video_sampling import DEFAULT_SAMPLING, VideoSampling
 if TYPE_CHECKING:
     from qvl.media.fetch import Resolver
     from qvl.media.picture import PictureSource
+
+
+# What is said of pictures where sources are read.
+_OF_VIDEOS: Final = (
+    ("accepted for pictures", "accepted for videos"),
+    ("of a picture", "of a video"),
+    ("is not a picture", "is not a video"),
+)
 
 
 def load_video(
@@ -85,6 +93,12 @@ class _told_as_video:  # noqa: N801 - used as a context
         return None
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        if isinstance(exc, MediaError) and exc.code == "image_too_large":
+        if not isinstance(exc, MediaError):
+            return
+        if exc.code == "image_too_large":
             hint = "cut it or encode it smaller first"
             raise MediaError(exc.message, hint=hint, code="video_too_large") from exc
+        for words, of_videos in _OF_VIDEOS:
+            if words in exc.message:
+                hint = exc.hint and exc.hint.replace("image/", "video/")
+                raise MediaError(exc.message.replace(words, of_videos), hint=hint, code=exc.code) from exc

@@ -267,15 +267,19 @@ def _in_turn(container: InputContainer, stream: VideoStream, index: _Index) -> I
 def _seeking(
     container: InputContainer, stream: VideoStream, index: _Index, wanted: list[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yield frames with their index, jumping to the key frame before the next one wanted; it may miss some."""
+    """Yield every frame that is decoded, with its index (-1 of one that is not wanted).
+
+    It jumps to the key frame before the next one wanted, and may miss some.
+    """
     assert index.pts is not None
     places = {at: number for number, at in enumerate(index.pts)}
     targets = [index.pts[number] for number in wanted]
-    done, here = 0, None
+    done, here, sought = 0, None, None
     while done < len(targets):
         key = _key_before(index.keys, targets[done])
-        if key is not None and (here is None or key > here):
+        if key is not None and (sought is None or key > sought):
             container.seek(key, stream=stream)
+            sought = key
         elif here is not None:
             return
         for frame in container.decode(stream):
@@ -287,10 +291,13 @@ def _seeking(
             if done < len(targets) and targets[done] == here:
                 yield places[here], frame
                 done += 1
+            else:
+                yield -1, frame
             if done == len(targets):
                 return
             ahead = _key_before(index.keys, targets[done])
-            if ahead is not None and ahead > here:
+            # What a broken or sparse index leads back from is not sought again, but decoded through.
+            if ahead is not None and ahead > here and (sought is None or ahead > sought):
                 break
         else:
             return

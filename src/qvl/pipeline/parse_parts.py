@@ -229,7 +229,8 @@ def _video(part: JsonMapping, where: str) -> UnreadPicture:
         inner = value
         refuse_others(inner, ("url", *VIDEO_FIELDS, "num_frames", *LIMIT_NAMES), _LABELS, at)
         value, at = inner.get("url"), f"{at}.url"
-    if isinstance(value, list | tuple):
+    # Encoded frames one behind another, as vLLM takes them; with no times.
+    if isinstance(value, list | tuple) or (isinstance(value, str) and value[:15].lower() == "data:video/jpeg"):
         hint = "send the frames as pictures, each behind a text with its time"
         raise UnsupportedInputError(f"{at}: a list of frames is not a video", hint=hint, param=at)
     if value is None or isinstance(value, bool | int | float | Mapping):

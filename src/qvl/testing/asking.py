@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from qvl.backends.base import Backend
 from qvl.errors import UnsupportedInputError
-from qvl.types import ChatRequest, Chunk, ImagePart, Message, Part, SamplingParams, TextPart
+from qvl.types import ChatRequest, Chunk, ImagePart, Message, Part, SamplingParams, TextPart, VideoPart
 
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
+    from qvl.media.video import Video
 
 Test = TypeVar("Test", bound=Callable[..., Coroutine[object, None, None]])
 
@@ -45,6 +48,22 @@ def ask(question: str, *pictures: Picture, **sampling: Any) -> ChatRequest:
     """Return a request of one user message: the pictures, then the question."""
     parts: tuple[Part, ...] = (*(ImagePart(picture) for picture in pictures), TextPart(question))
     return ChatRequest((Message("user", parts),), SamplingParams(**sampling))
+
+
+def watch(question: str, *videos: Video, **sampling: Any) -> ChatRequest:
+    """Return a request of one user message: the videos, then the question."""
+    parts: tuple[Part, ...] = (*(VideoPart(video) for video in videos), TextPart(question))
+    return ChatRequest((Message("user", parts),), SamplingParams(**sampling))
+
+
+def clip(frames: int) -> Video:
+    """Return a red video of a second, of which so many frames are shown (at most 8); it needs no PyAV."""
+    from qvl.media.video import Video
+
+    data = (files("qvl.backends.openai") / "probe_clip.webm").read_bytes()
+    times = tuple(number / 8 for number in range(frames))
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    return Video(digest, (square((208, 32, 32)),) * frames, times, 1.0, 8.0, "<clip>", data)
 
 
 def endless(backend: Backend, question: str, max_tokens: int = 400) -> ChatRequest:

@@ -26,8 +26,9 @@ import pytest
 from qvl.backends.base import Backend
 from qvl.chunks import fold
 from qvl.errors import BackendError, ContextLengthError, QvlError
+from qvl.media.video_parts import as_timed_pictures
 from qvl.sampling import PARAMETERS
-from qvl.testing.asking import Sight, ask, collect, drain, endless, idle, in_loop, refused, square
+from qvl.testing.asking import Sight, ask, clip, collect, drain, endless, idle, in_loop, refused, square, watch
 from qvl.testing.decision_contract import DecisionContract
 from qvl.types import ChatRequest, JsonObject, Message, ResponseFormat, SamplingParams, TextPart, Tool
 
@@ -345,6 +346,20 @@ class BackendContract(DecisionContract):
     async def test_more_pictures_than_declared_are_refused(self, backend: Backend, question: str) -> None:
         picture = square()
         await refused(backend, ask(question, *[picture] * (backend.capabilities.images + 1)), "messages")
+
+    @in_loop
+    async def test_videos_are_taken_in_the_declared_number(self, backend: Backend, question: str) -> None:
+        """More frames make a longer prompt, whose tokens are a video's; one video more is refused, with its way out."""
+        most = backend.capabilities.videos
+        await refused(backend, watch(question, *[clip(1)] * (most + 1)), "messages")
+        if most:
+            shown = [(await backend.generate(watch(question, clip(count), max_tokens=2))).usage for count in (2, 6)]
+            assert shown[1].prompt_tokens > shown[0].prompt_tokens
+            assert shown[0].image_tokens == 0
+        timed = as_timed_pictures(watch(question, clip(2), max_tokens=2))
+        assert not timed.videos
+        if backend.capabilities.images >= 2:
+            assert (await backend.generate(timed)).choices
 
     @in_loop
     async def test_several_pictures_keep_their_order(self, backend: Backend, sight: Sight | None) -> None:

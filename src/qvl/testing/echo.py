@@ -163,7 +163,7 @@ def example(schema: JsonMapping, root: JsonMapping | None = None) -> object:
         if schema.get(union):
             return example(schema[union][0], root)
     kind = schema.get("type")
-    kind = kind[0] if isinstance(kind, list) else kind
+    kind = next(iter(kind), None) if isinstance(kind, list) else kind
     if kind == "object" or (kind is None and "properties" in schema):
         properties: JsonMapping = schema.get("properties", {})
         return {name: example(properties.get(name, {}), root) for name in schema.get("required", properties)}
