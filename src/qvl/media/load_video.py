@@ -100,5 +100,5 @@ class _told_as_video:  # noqa: N801 - used as a context
             raise MediaError(exc.message, hint=hint, code="video_too_large") from exc
         for words, of_videos in _OF_VIDEOS:
             if words in exc.message:
-                hint = exc.hint and exc.hint.replace("image/", "video/")
-                raise MediaError(exc.message.replace(words, of_videos), hint=hint, code=exc.code) from exc
+                way_out = (exc.hint or "").replace("image/", "video/")
+                raise MediaError(exc.message.replace(words, of_videos), hint=way_out, code=exc.code) from exc
