@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import qvl
+from qvl.agent.about import asks_about_agent
 from qvl.agent.catalog.catalog import sample_path
 from qvl.agent.page import page as page_of
 from qvl.agent.steps import Event, Recommendation
@@ -106,6 +107,28 @@ def test_a_conversation_keeps_the_picture(run: Any, shop: ShopPlugin, picture: s
     assert done.exit_code == 0, done.output
     assert shop.made[0].looked == 1
     assert done.stdout.count("user:") == 2
+
+
+def test_a_conversation_takes_a_picture_with_its_wish_and_tells_what_it_can_do(
+    run: Any, shop: ShopPlugin, picture: str
+) -> None:
+    lines = f"What can you do?\ncheaper\n{picture} in blue\nlost.png\na.png b.png\n你能做什么？\n"
+    done = run("--chat", "-m", "shop:clerk", stdin=lines)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("search the 240 products of sample.jsonl") == 2
+    assert f"user: {picture} · in blue" in done.stdout
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert [line[7:24] for line in errors] == ["no picture yet (n", "no such file: los", "2 pictures in one"]
+    assert shop.made[0].looked == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["what can you do?", "Who are you?", "help", "o que você sabe fazer?", "¿qué sabes hacer?"]
+)
+def test_questions_about_the_agent_are_told_from_wishes(line: str) -> None:
+    assert asks_about_agent(line)
+    assert not asks_about_agent("what can you do in blue?")
+    assert not asks_about_agent("something to help my back")
 
 
 @pytest.mark.parametrize("end", ["quit\n", "Exit\n", ""])

@@ -14,9 +14,11 @@ import os
 import sqlite3
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast
 
 from qvl.agent import grounding, judge
 from qvl.agent.catalog.index import facets
@@ -42,6 +44,8 @@ Step: TypeAlias = Literal["analyze", "search", "answer"]
 STEPS: Final = ("analyze", "search", "answer")
 MAX_ANSWER_TOKENS: Final = 400
 R = TypeVar("R")
+# The requests of a run in a thread, which cannot be cancelled itself.
+_STARTED: ContextVar[list[Future[Any]] | None] = ContextVar("_STARTED", default=None)
 
 
 class _Options(TypedDict, total=False):
@@ -195,13 +199,11 @@ class Recommender:
         self, picture: PictureSource | None = None, wish: str = "", **options: Unpack[RecommendOptions]
     ) -> Recommendation:
         """Do what `recommend` does, in a running event loop."""
-        self._loop = asyncio.get_running_loop()
-        return await asyncio.to_thread(self.recommend, picture, wish, **options)
+        return await self._in_thread(partial(self.recommend, picture, wish, **options))
 
     async def aresume(self, thread: str, **options: Unpack[ResumeOptions]) -> Recommendation:
         """Do what `resume` does, in a running event loop."""
-        self._loop = asyncio.get_running_loop()
-        return await asyncio.to_thread(self.resume, thread, **options)
+        return await self._in_thread(partial(self.resume, thread, **options))
 
     async def astream(
         self, picture: PictureSource | None = None, wish: str = "", **options: Unpack[RecommendOptions]
@@ -216,6 +218,10 @@ class Recommender:
         while (event := await queue.get()) is not None:
             yield event
         yield await run
+
+    def has_picture(self, thread: str) -> bool:
+        """True if the thread has a picture, so that a wish alone can be answered."""
+        return self._values(thread).get("picture") is not None
 
     def close(self) -> None:
         """Close the checkpoint file; pipeline and catalogue stay open."""
@@ -400,7 +406,25 @@ class Recommender:
             return self.blocking._loop.call(work)
         if self._loop is None:
             raise ConfigError("an AsyncPipeline needs an event loop", hint="await arecommend(), or pass a Pipeline")
-        return asyncio.run_coroutine_threadsafe(work(), self._loop).result()
+        waited = asyncio.run_coroutine_threadsafe(work(), self._loop)
+        started = _STARTED.get()
+        if started is not None:
+            started.append(waited)
+        return waited.result()
+
+    async def _in_thread(self, work: Callable[[], Recommendation]) -> Recommendation:
+        """Return what `work` returns in a thread; who is cancelled stops the request that the thread waits for."""
+        self._loop = asyncio.get_running_loop()
+        started: list[Future[Any]] = []
+        token = _STARTED.set(started)
+        try:
+            return await asyncio.to_thread(work)
+        except asyncio.CancelledError:
+            for waited in started:
+                waited.cancel()
+            raise
+        finally:
+            _STARTED.reset(token)
 
 
 def _tokens(result: Result) -> int:

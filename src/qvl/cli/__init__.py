@@ -29,6 +29,7 @@ else:
 COMMANDS: Final = {
     "analyze": "Product pictures in, typed analyses out.",
     "ask": "Ask a question about one or several pictures.",
+    "chat": "Talk with the model, with pictures at any turn.",
     "locate": "Where on a picture something is: boxes or points.",
     "read": "The text of a document, page by page: Markdown or HTML.",
     "export": "Boxes of results as COCO, YOLO or Label Studio.",

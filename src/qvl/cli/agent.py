@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -35,7 +34,7 @@ def agent(
     *,
     picture: Annotated[str | None, typer.Option("--file", "-f", help="The picture: a file or a URL.")] = None,
     wish: Annotated[str, typer.Option("--query", "-q", help='The wish: "in blue, under 100".')] = "",
-    chat: Annotated[bool, typer.Option("--chat", help="Talk: follow-up wishes, one a line, until quit.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk: wishes and pictures, one a line, until quit.")] = False,
     search: Annotated[str | None, typer.Option("--search", help="Search the catalogue only, without a model.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="List the catalogue.")] = False,
     catalog: options.CatalogFile = None,
@@ -94,7 +93,7 @@ def agent(
         )
         try:
             presenter = agent_run.Presenter(recommender, as_json, html)
-            ok = asyncio.run(agent_run.session(pipeline, presenter, picture, wish, thread, iterations, chat))
+            ok = agent_run.session(pipeline, presenter, picture, wish, thread, iterations, chat)
         finally:
             recommender.close()
     if not ok:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
+import uuid
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from qvl.agent.about import about_agent, asks_about_agent
 from qvl.cli import failure
+from qvl.cli.conversation import converse
 from qvl.cli.terminal import print_json
-from qvl.errors import QvlError, write_failed
+from qvl.errors import ConfigError, write_failed
 
 if TYPE_CHECKING:
     from qvl.agent.steps import Event, Recommendation
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from qvl.pipeline.async_pipeline import AsyncPipeline
 
 _REMOTE: Final = ("http://", "https://", "data:")
-LEAVING: Final = ("quit", "exit")
-_PICTURES: Final = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
 class Presenter:
@@ -98,7 +98,7 @@ class Presenter:
             console.print(Text(f"note: {note}", style="yellow"))
 
 
-async def session(
+def session(
     pipeline: AsyncPipeline,
     presenter: Presenter,
     picture: str | None,
@@ -108,22 +108,23 @@ async def session(
     chat: bool,
 ) -> bool:
     """Run every iteration, then the conversation; return True if no step failed."""
-    try:
-        times: list[float] = []
-        ok = True
-        if picture is not None or not chat:
-            for number in range(1, iterations + 1):
-                answer, seconds = await presenter.run(picture, wish, thread)
-                thread = answer.thread if chat or thread else None
-                ok = ok and not answer.failed
-                times.append(seconds)
-                if iterations > 1 and not presenter.as_json:
-                    print(_counted(number, times, answer), end="\n" if number == iterations else "\n\n")
-        if chat:
-            await _talk(presenter, thread)
-        return ok
-    finally:
-        await pipeline.aclose()
+    with asyncio.Runner() as runner:
+        try:
+            times: list[float] = []
+            ok = True
+            if picture is not None or not chat:
+                for number in range(1, iterations + 1):
+                    answer, seconds = runner.run(presenter.run(picture, wish, thread))
+                    thread = answer.thread if chat or thread else None
+                    ok = ok and not answer.failed
+                    times.append(seconds)
+                    if iterations > 1 and not presenter.as_json:
+                        print(_counted(number, times, answer), end="\n" if number == iterations else "\n\n")
+            if chat:
+                _talk(runner, presenter, thread or uuid.uuid4().hex)
+            return ok
+        finally:
+            runner.run(pipeline.aclose())
 
 
 def _counted(number: int, times: list[float], answer: Recommendation) -> str:
@@ -132,36 +133,29 @@ def _counted(number: int, times: list[float], answer: Recommendation) -> str:
     return text if number == 1 else f"{text}, {times[0] / times[-1]:.0f} x faster than the first"
 
 
-async def _talk(presenter: Presenter, thread: str | None) -> None:
-    """Answer lines from stdin (a wish, or a picture's path or URL) until `quit`, `exit` or end of file."""
-    import uuid
+def _talk(runner: asyncio.Runner, presenter: Presenter, thread: str) -> None:
+    """Answer lines from stdin: wishes, pictures, both in one line, and what the agent can do."""
+    recommender = presenter.recommender
 
-    thread = thread or uuid.uuid4().hex
-    prompt = "wish, picture, or quit> " if sys.stdin.isatty() else ""
-    while True:
-        print(prompt, end="", flush=True, file=sys.stderr)
-        read = await asyncio.to_thread(sys.stdin.readline)
-        line = read.strip()
-        if not read or line.lower() in LEAVING:
+    async def answer(pictures: list[str], text: str) -> None:
+        if not pictures and asks_about_agent(text):
+            told = about_agent(recommender.catalog, recommender.writes)
+            if presenter.as_json:
+                print_json({"about": told})
+            else:
+                print(f"{told}\n")
             return
-        if not line:
-            continue
-        picture = is_picture(line)
-        try:
-            if picture:
-                check_picture(line)
-            await presenter.run(line if picture else None, "" if picture else line, thread)
-            if not presenter.as_json:
-                print()
-        except QvlError as exc:
-            failure.report(exc)
+        if len(pictures) > 1:
+            raise ConfigError(f"{len(pictures)} pictures in one line", hint="show one product at a time")
+        for picture in pictures:
+            check_picture(picture)
+        if not pictures and not recommender.has_picture(thread):
+            raise ConfigError("no picture yet", hint="name its path or URL; `what can you do?` tells more")
+        await presenter.run(pictures[0] if pictures else None, text, thread)
+        if not presenter.as_json:
+            print()
 
-
-def is_picture(text: str) -> bool:
-    """True if a line of the conversation looks like a picture's path or URL, even if the file does not exist."""
-    if text.startswith(_REMOTE) or os.path.isfile(text):
-        return True
-    return text.lower().endswith(_PICTURES) and len(text.split()) == 1
+    converse(runner, "wish, picture, or quit> ", answer)
 
 
 def check_picture(text: str) -> None:
