@@ -25,7 +25,7 @@ install = @set -o pipefail; began=$$SECONDS; echo "installing: $(2)"; \
 	-e 's/^Installing collected packages:.*/  unpacking them all: minutes, where torch is new/p' && \
 	echo "installed after $$((SECONDS - began)) s"
 
-.PHONY: help setup demo test quick lint fix docs slow pins test-compat test-clients test-ray test-deploy test-vllm test-openvino bench-engine bench-server bench-gateway bench-cache bench-sdk bench-redis clean
+.PHONY: help setup demo test quick lint fix docs slow pins test-compat test-clients test-ray test-deploy notebooks test-vllm test-openvino bench-engine bench-server bench-gateway bench-cache bench-sdk bench-redis clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -109,6 +109,10 @@ docs: $(STAMP) ## write docs/cli.md and the pages of chips, reports, fields and 
 	$(BIN)/python -m tests.server.fields_page docs/fields.md
 	$(BIN)/python -m tests.backends.models_page docs/models.md
 	$(BIN)/python docs/build.py
+
+notebooks: $(STAMP) ## run the notebook of evidence, whose outputs are kept, and keep the new ones
+	cd examples/notebooks && MPLBACKEND=module://matplotlib_inline.backend_inline PATH=$(abspath $(BIN)):$$PATH jupyter-execute --inplace evidence.ipynb
+	$(BIN)/python -m tests.examples.tidy_notebook examples/notebooks/evidence.ipynb
 
 pins: ## write constraints.txt anew: the newest versions of what dev pulls in, with this torch
 	rm -rf $(BUILD)/pins && $(PYTHON) -m venv $(BUILD)/pins

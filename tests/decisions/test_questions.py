@@ -9,6 +9,7 @@ import pytest
 from qvl.decisions import Choice, Level, Option, Predicate, Score
 from qvl.decisions.questions import MAX_ORDERS, Question, QuestionLike, orders, read_questions
 from qvl.errors import RequestError
+from qvl.evidence.shapes import Box, Point
 
 RED = {"type": "choice", "instructions": "Colour?", "choices": [{"value": "red"}, {"value": "blue"}]}
 
@@ -25,6 +26,12 @@ RED = {"type": "choice", "instructions": "Colour?", "choices": [{"value": "red"}
         ({**RED, "choices": [{"value": "red"}, {"value": " "}]}, "a choice is empty"),
         ({**RED, "choices": [{"value": "red"}, {"values": "blue"}]}, "unknown field 'values'"),
         ({**RED, "choices": "red, blue"}, "choices must be a list"),
+        ({**RED, "choices": [Box(0, 0, 1, 1, 9, 9), "red"]}, "a choice is a box, which is no decision"),
+        ({**RED, "choices": [{"value": Point}, "red"]}, "a choice is a point, which is no decision"),
+        ({**RED, "type": "box"}, "a box is no decision (locate("),
+        ({**RED, "type": "point"}, "a point is no decision (locate("),
+        (Box, "a box is no decision (locate("),
+        (Point(1, 1, 9, 9), "a point is no decision (locate("),
         ({**RED, "instructions": " "}, "the instructions are empty"),
         ({**RED, "instructions": []}, "the instructions are empty"),
         ({**RED, "instructions": [" ", {"type": "text", "text": "\n"}]}, "the instructions are empty"),
@@ -35,7 +42,7 @@ RED = {"type": "choice", "instructions": "Colour?", "choices": [{"value": "red"}
         ({"type": "choice", "instructions": "Colour?"}, "choices is missing"),
         ({"type": "score", "instructions": "?", "levels": ["low", "low"]}, "the level 'low' stands twice"),
         ({"type": "score", "instructions": "?", "levels": ["low"]}, "1 level (2 to 255 of them)"),
-        ({"type": "box", "instructions": "?"}, "unknown value 'box'"),
+        ({"type": "boxes", "instructions": "?"}, "unknown value 'boxes'"),
         ({"instructions": "?"}, "type is missing"),
         (7, "must be a question, not int"),
         ("", "the instructions are empty"),

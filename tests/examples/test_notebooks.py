@@ -47,22 +47,36 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return start
 
 
-def test_there_are_four_and_readme_leads_to_each() -> None:
+def test_there_are_five_and_readme_leads_to_each() -> None:
     names = [path.stem for path in NOTEBOOKS]
-    assert names == ["agent", "many_pictures", "quickstart", "serving_and_measuring"]
+    assert names == ["agent", "evidence", "many_pictures", "quickstart", "serving_and_measuring"]
     readme = README.read_text(encoding="utf-8")
     assert all(f"examples/notebooks/{name}.ipynb" in readme for name in names)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_they_are_kept_without_outputs_and_without_this_machine(path: Path) -> None:
+def test_they_are_kept_without_this_machine_and_one_alone_with_its_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert outputs(notebook) == []
-    assert all(cell.get("execution_count") is None for cell in notebook.cells)
+    if path.stem == "evidence":
+        assert_shows_evidence(notebook)
+    else:
+        assert outputs(notebook) == []
+        assert all(cell.get("execution_count") is None for cell in notebook.cells)
     assert notebook.metadata.kernelspec.name == "python3"
     for folder in ("/home/", "/tmp/", "/root/", "/work/"):
         assert folder not in path.read_text(encoding="utf-8")
+
+
+def assert_shows_evidence(notebook: Any) -> None:
+    """Boxes drawn on pictures, the table of decisions, a diagram, and an unknown brand that is not told."""
+    html, text = shown(notebook, "text/html"), printed(notebook)
+    assert html.count("<svg") + html.count("<img") >= 2
+    assert "Which brand is on the picture?" in html
+    assert len(shown(notebook, "image/png")) > 20_000
+    for word in ("largest shift by another order: 0.0", "evidence.brand, for 95%", "of such boxes are right", "NYTAD"):
+        assert word in text, word
+    assert "told: None {'brand': 'below_threshold'}" in text
 
 
 @pytest.mark.slow
@@ -78,9 +92,12 @@ def test_it_runs_from_top_to_bottom_with_pictures_a_table_and_a_plot(path: Path,
     words = {
         "quickstart": ("NORVIK", "QUBANA miss hit", "手机"),
         "many_pictures": ("no such file", "right", "'hit'"),
+        "evidence": ("NORVIK", "wrote calibration.json"),
         "agent": ("model: look at the picture", "Haxley Iris 100", "0 inferences"),
         "serving_and_measuring": ("NORVIK", "12 of 12", "request_id", "exit code 0"),
     }
+    if path.stem == "evidence":
+        assert_shows_evidence(notebook)
     text = html + printed(notebook) + shown(notebook, "text/plain")
     for word in words[path.stem]:
         assert word in text, word

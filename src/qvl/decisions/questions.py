@@ -161,8 +161,10 @@ def read_questions(questions: Iterable[QuestionLike] | QuestionLike) -> tuple[Qu
     """Return `questions` as Questions: each one, a text (a Predicate), or a mapping in OpenAI's form; one, or several.
 
     Raises:
-        RequestError: no question, more than 400, two of the same name, or one that cannot be asked.
+        RequestError: no question, more than 400, two of the same name, or one that cannot be asked, such as a Box.
     """
+    if shape := _shape_of(questions):
+        raise _no_decision(f"a {shape} is no decision", "questions")
     if isinstance(questions, Predicate | ChoiceQuestion | Score | str | Mapping):
         questions = [questions]
     if not isinstance(questions, Iterable):
@@ -183,6 +185,8 @@ def _question(item: object, where: str) -> Question:
         return item
     if isinstance(item, str):
         item = {"type": "predicate", "instructions": item}
+    if shape := _shape_of(item):
+        raise _no_decision(f"{where}: a {shape} is no decision", where)
     if not isinstance(item, Mapping):
         what = f"{where} must be a question, not {type(item).__name__}"
         raise RequestError(what, hint="a text, Predicate, Choice or Score", param=where, code="invalid_type")
@@ -210,6 +214,16 @@ def _question(item: object, where: str) -> Question:
         exc.param = f"{where}.{exc.param or 'instructions'}"
         exc.message = f"{where}: {exc.message}"
         raise
+
+
+def _shape_of(item: object) -> str | None:
+    """Return "box" or "point" if that is asked for, or given as an answer: the class, one of it, or its name."""
+    form = item.get("type") if isinstance(item, Mapping) else getattr(item, "form", None)
+    return form if isinstance(form, str) and form in ("box", "point") else None
+
+
+def _no_decision(what: str, param: str) -> RequestError:
+    return RequestError(what, hint='locate(picture, "the brand") finds it', param=param, code="invalid_value")
 
 
 def orders(question: Question) -> list[tuple[Label, ...]]:
@@ -283,6 +297,8 @@ def _option(question: ChoiceQuestion, item: object) -> Option:
         item = Option(_field(question, item, "value", "choices"), item.get("description") or "")
     option = item if isinstance(item, Option) else Option(item)  # type: ignore[arg-type]
     value = option.value
+    if shape := _shape_of(value):
+        raise _no_decision(f"a choice is a {shape}, which is no decision", "choices")
     if isinstance(value, float) and math.isnan(value):
         raise _fault(question, "a choice is NaN", "text, true or false")
     if not isinstance(value, str | bool):

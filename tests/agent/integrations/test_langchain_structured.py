@@ -14,6 +14,7 @@ from qvl import Pipeline
 from qvl.agent.integrations.langchain import QvlChatModel
 from qvl.errors import AnalysisError
 from tests.agent.conftest import ShopModel
+from tests.evaluation.shelf import Reader
 from tests.scripted_endpoint import Events, ScriptedEndpoint
 
 
@@ -117,3 +118,23 @@ def test_a_schema_that_nothing_checks_afterwards_is_passed_on_whole() -> None:
     with Pipeline(backend=backend, cache="off") as pipeline:
         QvlChatModel(pipeline=pipeline).with_structured_output(schema).invoke("x")
     assert backend.requests[0].response_format.schema["minProperties"] == 1  # type: ignore[index]
+
+
+class Seen(BaseModel):
+    brand: str
+    category: str
+
+
+def test_a_structured_answer_tells_how_likely_each_of_its_values_was() -> None:
+    with Pipeline(backend=Reader(), cache="off") as pipeline:
+        model = QvlChatModel(pipeline=pipeline, params={"logprobs": 0})
+        told = model.with_structured_output(Seen, include_raw=True).invoke("What is it?")
+        plain = QvlChatModel(pipeline=pipeline).with_structured_output(Seen, include_raw=True).invoke("What is it?")
+    assert isinstance(told, dict)
+    assert isinstance(plain, dict)
+    assert told["parsed"] == Seen(brand="NORVIK", category="mug")
+    facts = told["raw"].response_metadata
+    assert facts["field_confidence"] == pytest.approx({"brand": 0.64, "category": 0.8})
+    assert facts["confidence"] == pytest.approx(0.64 * 0.8)
+    assert facts["confidence_method"] == "token_probability_product"
+    assert "confidence" not in plain["raw"].response_metadata

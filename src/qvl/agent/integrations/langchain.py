@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from structlog.contextvars import get_contextvars
 
 from qvl.agent.integrations.langchain_messages import to_qvl
-from qvl.agent.integrations.langchain_structured import Structured
+from qvl.agent.integrations.langchain_structured import Structured, sureness
 from qvl.caches.base import Cache, CacheEntry
 from qvl.errors import CacheError, ConfigError
 from qvl.log import logger
@@ -44,6 +44,8 @@ class QvlChatModel(BaseChatModel):
 
     `params` are added to every request: SamplingParams fields, `max_pixels`, `response_format`, `extra`, `cache`.
     Pictures are LangChain's standard content blocks, with a URL or base64; file paths are refused.
+    With `params={"logprobs": 0}` the `response_metadata` of a JSON answer has `confidence`, `field_confidence` by path
+    and `confidence_method`: how likely the model was to write it, since a calibration is of `analyze()`'s prompts.
     A `request_id` bound in structlog's context becomes the request's id, so that all logs of a run share it.
     """
 
@@ -238,7 +240,7 @@ def _chat_result(result: Result) -> ChatResult:
                 calls.append(tool_call(name=call.name, args=arguments, id=call.id))
             except ValueError as exc:
                 bad.append(invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=str(exc)))
-        own = {**facts, "finish_reason": choice.finish_reason}
+        own = {**facts, "finish_reason": choice.finish_reason, **sureness(choice)}
         message = AIMessage(
             content=choice.text,
             tool_calls=calls,

@@ -8,8 +8,10 @@ from langchain_core.messages import AIMessage
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel
 
+from qvl.analysis.confidence import CONFIDENCE_METHOD, confidences
+from qvl.analysis.find_json import find_values
 from qvl.errors import AnalysisError
-from qvl.types import JsonObject
+from qvl.types import Choice, JsonObject
 
 
 class Structured:
@@ -67,6 +69,17 @@ class Structured:
             text, complete=complete, fits=lambda value: all(name in value for name in self._required)
         ).value
         return value if self._older is None else self._older(value)
+
+
+def sureness(choice: Choice) -> JsonObject:
+    """Return how likely the model was to write the values of a JSON answer; nothing of others, or without logprobs."""
+    match = next((match for match in find_values(choice.text) if match.exact), None) if choice.logprobs else None
+    if match is None:
+        return {}
+    whole, fields = confidences(choice.text, choice.logprobs, match.start)
+    if whole is None:
+        return {}
+    return {"confidence": whole, "field_confidence": fields, "confidence_method": CONFIDENCE_METHOD}
 
 
 def _called(message: AIMessage, name: str) -> str:

@@ -107,6 +107,7 @@ class PrefixIndex:
 
     Attributes:
         num_tokens: what they take, rows that running sequences read too included.
+        changes: how often a prefix came or went.
     """
 
     def __init__(self, kv: KvCache, limit: int) -> None:
@@ -114,6 +115,7 @@ class PrefixIndex:
         self.num_tokens = 0
         self.hit_tokens = 0
         self.evictions = 0
+        self.changes = 0
         self._kv = kv
         self._prefixes: OrderedDict[Prefix, None] = OrderedDict()
         self._by_block: dict[bytes, dict[Prefix, None]] = {}
@@ -171,6 +173,7 @@ class PrefixIndex:
         if not blocks or not self.limit or blocks[-1] in self._by_block:
             self._free(prefix)
             return
+        self.changes += 1
         self._prefixes[prefix] = None
         for digest in blocks:
             self._by_block.setdefault(digest, {})[prefix] = None
@@ -185,6 +188,7 @@ class PrefixIndex:
 
     def take(self, prefix: Prefix) -> tuple[Part, ...]:
         """Forget a prefix and return its parts, whose rows, and its states, belong to the caller from now on."""
+        self.changes += 1
         del self._prefixes[prefix]
         for digest in prefix.blocks:
             holders = self._by_block[digest]

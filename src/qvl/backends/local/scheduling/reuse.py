@@ -68,9 +68,13 @@ class PrefixSharing:
             return min(sequence.num_prompt, limit)
         if not self._prefixes.limit or limit <= 0:
             return 0
-        blocks = common_blocks(sequence.hashes.extend(sequence.tokens), other.hashes.extend(other.tokens))
-        blocks = min(blocks, limit // BLOCK)
-        return common_tokens(sequence.hashes, sequence.tokens, other.hashes, other.tokens, limit, blocks)
+        lengths = len(sequence.tokens), len(other.tokens)
+        known = sequence.compared.get(other)
+        if known is None or known[0] != lengths:
+            blocks = common_blocks(sequence.hashes.extend(sequence.tokens), other.hashes.extend(other.tokens))
+            common = common_tokens(sequence.hashes, sequence.tokens, other.hashes, other.tokens, min(lengths), blocks)
+            known = sequence.compared[other] = lengths, common
+        return min(known[1], limit)
 
     def best(self, sequence: Sequence, running: Iterable[Sequence], headroom: int) -> Reuse:
         """Return what saves `sequence` most, all tokens but one; it needs a row with `headroom` for more."""
@@ -133,7 +137,7 @@ class PrefixSharing:
             prefix, mark = self._prefixes.find_state(sequence.hashes, sequence.tokens, limit)
             common, state = (0, None) if mark is None else mark
         else:
-            prefix, common = self._prefixes.find(sequence.hashes, sequence.tokens, limit)
+            prefix, common = self._found(sequence, limit)
         if prefix is None:
             return Reuse()
         *before, own = prefix.parts
@@ -143,6 +147,13 @@ class PrefixSharing:
         if self.shares and fits and own.slot.holders == 1 and common > base and lost <= LOST * common:
             return Reuse(common, tuple(before), source=prefix, taken=True, ready=common, counted=True, state=state)
         return replace(self._split(sequence, prefix.parts, common, common), source=prefix, counted=True, state=state)
+
+    def _found(self, sequence: Sequence, limit: int) -> tuple[Prefix | None, int]:
+        """Return what the index finds for a waiting sequence, which is looked for again once the index has changed."""
+        changes = self._prefixes.changes
+        if sequence.found is None or sequence.found[:2] != (changes, limit):
+            sequence.found = changes, limit, *self._prefixes.find(sequence.hashes, sequence.tokens, limit)
+        return sequence.found[2:]
 
     def _split(self, sequence: Sequence, parts: Iterable[Part], common: int, ready: int) -> Reuse:
         """Return the first `common` tokens of `parts`, of which those before `ready` can be copied."""

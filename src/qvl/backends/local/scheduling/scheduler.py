@@ -343,8 +343,8 @@ class Scheduler:
         computing = [other for other in self.running if other.prefilling]
         if not computing or limit < WORTH_WAITING:
             return False
-        worth = self._reuse(sequence).known + WORTH_WAITING
-        return any(self.sharing.common(sequence, other, limit) >= worth for other in computing)
+        most = max(self.sharing.common(sequence, other, limit) for other in computing)
+        return most >= WORTH_WAITING and most >= self._reuse(sequence).known + WORTH_WAITING
 
     def _reuse(self, sequence: Sequence) -> Reuse:
         return self.sharing.best(sequence, self.running, self._headroom(sequence))
@@ -377,6 +377,8 @@ class Scheduler:
                 self.kv.free_state(reuse.state)
             return False
         sequence.slot, sequence.shared = slot, reuse.shared
+        sequence.compared.clear()
+        sequence.found = None
         if self.kv.state_tokens and not self._give_states(sequence, reuse):
             self._release(sequence)
             return False

@@ -6,6 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qvl.backends.local.scheduling.kv_cache import Part, Slot
+    from qvl.backends.local.scheduling.prefix_cache import Prefix
     from qvl.backends.local.scheduling.states import SequenceStates
     from qvl.backends.local.text.grammar import Matcher
     from qvl.backends.local.text.processor import PreparedRequest
@@ -63,7 +65,7 @@ class TokenOccurrences:
         return np.array(self._tokens), np.array(self._counts)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Sequence:
     """Choice `index` of a request.
 
@@ -89,6 +91,8 @@ class Sequence:
         thought: the bound of the reasoning, until that has ended by it.
         scores: of the prompt's tokens, if they are wanted of this sequence.
         ending: why the answer ends, if that is known before the prompt is computed.
+        compared: while it waits, how many tokens it has in common with others, with both lengths then; `found` likewise
+            with what is kept, as of which change of that. A queue is looked through at every step, and little changes.
     """
 
     group: object
@@ -118,6 +122,8 @@ class Sequence:
     memory_errors: int = 0
     max_chunk: int = 1 << 30
     hashes: BlockHashes = field(init=False)
+    compared: WeakKeyDictionary[Sequence, tuple[tuple[int, int], int]] = field(default_factory=WeakKeyDictionary)
+    found: tuple[int, int, Prefix | None, int] | None = None
     _counts: TokenOccurrences | None = None
     lookup: PromptLookup | None = field(init=False)
 
