@@ -1,5 +1,7 @@
 // The page: its parts put together, and the state of the server.
+import { dropOnBatch, startBatch } from "./batch.js";
 import { currentConversation, openConversation, startChat } from "./chat.js";
+import { showCompare, startCompare } from "./compare.js";
 import { fromShared, toShared } from "./conversation.js";
 import { $, download, element, fail } from "./dom.js";
 import { changedHistory, onOpen, startHistory } from "./history.js";
@@ -9,7 +11,7 @@ import { pictureTokens } from "./picture_tokens.js";
 import { showRun, startEachPicture } from "./each_picture.js";
 import { askForKey, call } from "./session.js";
 import { loadModels, onSettings, startSettings } from "./settings.js";
-import { showTab, startTabs } from "./tabs.js";
+import { chosenTab, showTab, startTabs } from "./tabs.js";
 
 const SAMPLES = ["sample-mug.png", "sample-shoe.webp", "sample-chair.png", "sample-watch.png"];
 
@@ -17,7 +19,10 @@ function chooseTab(name) {
   showTab(name);
   choose(name === "ask" ? "chat" : "work");
   $("conversation-card").hidden = name !== "ask" || !currentConversation().turns.length;
+  $("drop").hidden = name === "batch";
   showRun(name);
+  showCompare();
+  $("batches-card").hidden = name !== "batch" || !$("batches").childElementCount;
   fail("");
 }
 
@@ -35,6 +40,10 @@ function startDropping() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     drop.classList.remove("over");
+    if (chosenTab() === "batch") {
+      dropOnBatch(event.dataTransfer).catch((error) => fail(`The folder cannot be read: ${error.message}`));
+      return;
+    }
     const files = [...event.dataTransfer.files];
     if (files.length === 1 && files[0].name.endsWith(".json")) openShared(files[0]);
     else add(files);
@@ -138,6 +147,8 @@ startPictureDialog();
 startHistory();
 startChat();
 startEachPicture(chooseTab);
+startCompare(chooseTab);
+startBatch();
 onSettings(() => { showPictures(); showPictureTokens(); });
 new MutationObserver(showPictureTokens).observe($("pictures"), { childList: true });
 $("keys").onclick = async () => { if (await askForKey()) start(); };

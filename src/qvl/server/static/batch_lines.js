@@ -1,0 +1,71 @@
+// What a batch is made of: lines from a folder of pictures, or from a CSV file with names or URLs of pictures.
+import { fromCsv } from "./csv.js";
+import { isPicture } from "./pictures.js";
+
+const PICTURE = /^(image|image_url|picture|photo|file|filename|path|url)$/i;
+const QUESTION = /^(question|prompt|text)$/i;
+
+// Every file of what was dropped, folders walked through.
+export async function filesOf(transfer) {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.length) return [...transfer.files];
+  const found = [];
+  const walk = async (entry) => {
+    if (entry.isFile) {
+      const file = await new Promise((resolve, reject) => { entry.file(resolve, reject); });
+      found.push(Object.assign(file, { inside: entry.fullPath.slice(1) }));
+      return;
+    }
+    const reader = entry.createReader();
+    for (;;) {
+      // A browser tells a hundred at a time.
+      const some = await new Promise((resolve, reject) => { reader.readEntries(resolve, reject); });
+      if (!some.length) return;
+      for (const one of some) await walk(one);
+    }
+  };
+  for (const entry of entries) await walk(entry);
+  return found;
+}
+
+const nameOf = (file) => file.inside || file.webkitRelativePath || file.name;
+
+// {lines: [{name, image, question, own}], notes}: `image` is a Blob or a URL, `own` the row of the CSV file.
+export async function linesOf(files) {
+  const table = files.find((file) => /\.(csv|tsv)$/i.test(file.name));
+  const pictures = files.filter(isPicture).sort((a, b) => nameOf(a).localeCompare(nameOf(b), undefined, { numeric: true }));
+  if (!table) {
+    const left = files.length - pictures.length;
+    if (!pictures.length) throw new Error("There is no picture in it, and no CSV file.");
+    return {
+      lines: pictures.map((file) => ({ name: nameOf(file), image: file, question: null, own: null })),
+      notes: left ? [`${left} files are not pictures and are left out.`] : [],
+    };
+  }
+  return fromTable(table.name, fromCsv(await table.text()), pictures);
+}
+
+function fromTable(name, rows, pictures) {
+  const [head, ...body] = rows;
+  const column = head?.findIndex((title) => PICTURE.test(title.trim())) ?? -1;
+  if (column < 0) throw new Error(`${name} has no column of pictures: call it image, picture, file or url.`);
+  if (!body.length) throw new Error(`${name} has no line below its head.`);
+  const asked = head.findIndex((title) => QUESTION.test(title.trim()));
+  const missing = [];
+  const lines = body.map((row, index) => {
+    const given = (row[column] ?? "").trim();
+    const file = /^(https?:|data:)/.test(given) ? null
+      : pictures.find((one) => nameOf(one) === given) ?? pictures.find((one) => nameOf(one).endsWith(`/${given.split(/[\\/]/).pop()}`)
+        || one.name === given.split(/[\\/]/).pop());
+    if (!file && !/^(https?:|data:)/.test(given)) missing.push(`line ${index + 2}: ${given || "no picture"}`);
+    return {
+      name: given, image: file ?? given, question: asked < 0 ? null : (row[asked] ?? "").trim() || null,
+      own: Object.fromEntries(head.map((title, at) => [title.trim() || `column ${at + 1}`, row[at] ?? ""])),
+    };
+  });
+  if (missing.length) {
+    const more = missing.length > 3 ? ` and ${missing.length - 3} more` : "";
+    throw new Error(`${name} names pictures that are not here: ${missing.slice(0, 3).join("; ")}${more}. Drop the CSV file and its pictures together.`);
+  }
+  return { lines, notes: [] };
+}
