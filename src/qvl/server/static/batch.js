@@ -108,9 +108,9 @@ async function goOn(made) {
   const controller = new AbortController();
   running.set(batch.id, controller);
   made.show();
-  const done = await alone(batch.id, async () => {
+  const said = await alone(batch.id, async () => {
     await setState(batch.id, "running");
-    await run(batch, {
+    return run(batch, {
       atOnce: Math.max(1, Math.min(32, Number($("batch-at-once").value) || 4)), signal: controller.signal, told: made.told,
       changed: (line) => {
         count[line.state] += 1;
@@ -120,7 +120,7 @@ async function goOn(made) {
     });
   });
   running.delete(batch.id);
-  made.told(done === "elsewhere" ? "It runs in another tab of this browser." : "");
+  made.told(said === "elsewhere" ? "It runs in another tab of this browser." : said);
   made.show();
 }
 

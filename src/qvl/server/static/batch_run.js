@@ -66,7 +66,8 @@ async function answer(batch, line, told, signal) {
       told("");
       return { ...line, state: "done", found: batch.kind === "ask" ? { answer: found.choices[0].message.content, usage: found.usage } : found, ms, cache };
     } catch (error) {
-      if (error.name === "AbortError") throw error;
+      // Without a key that is accepted every line would fail: the batch waits for its person instead.
+      if (error.name === "AbortError" || error.status === 401) throw error;
       if (!error.lost && ![429, 503].includes(error.status)) return { ...line, state: "failed", error: error.message };
       const wait = Math.min(LONGEST_WAIT, error.wait || 2 ** Math.min(tries, 5));
       told(`${error.lost ? "The server cannot be reached" : error.message}; asked again in ${wait} s.`);
@@ -78,14 +79,19 @@ async function answer(batch, line, told, signal) {
 // Asks what is left, `atOnce` lines at a time; changed(line) is called after each that was kept.
 export async function run(batch, { atOnce, changed, told, signal }) {
   const waiting = (await linesOfBatch(batch.id)).filter(({ state }) => state === "waiting");
+  let refused = null;
   const worker = async () => {
-    while (waiting.length && !signal.aborted) {
+    while (waiting.length && !signal.aborted && !refused) {
       const line = waiting.shift();
       let answered;
       try {
         answered = await answer(batch, line, told, signal);
       } catch (error) {
         if (error.name === "AbortError") return;
+        if (error.status === 401) {
+          refused = error;
+          return;
+        }
         answered = { ...line, state: "failed", error: error.message };
       }
       await transaction(["lines"], "readwrite", ({ lines }) => lines.put(answered));
@@ -93,7 +99,8 @@ export async function run(batch, { atOnce, changed, told, signal }) {
     }
   };
   await Promise.all(Array.from({ length: atOnce }, worker));
-  if (!signal.aborted) await setState(batch.id, "done");
+  if (!signal.aborted) await setState(batch.id, refused ? "paused" : "done");
+  return refused?.message ?? "";
 }
 
 // One tab of several runs a batch: the others leave it alone. Without locks (pages that are not secure) each tab runs it.

@@ -69,9 +69,9 @@ function fieldLine(row, calibrated) {
 // Joins lines and places: pointing at one marks the other. A line belongs to the place of its name, or of its first part.
 export function joined(picture, places, lines) {
   const placeOf = (path) => places.find(({ name }) => name === path) ?? places.find(({ name }) => path.startsWith(`${name}.`));
-  const mark = (name) => {
-    view?.mark(name);
-    for (const line of lines) line.classList.toggle("on", name !== null && placeOf(line.dataset.path)?.name === name);
+  const mark = (names) => {
+    view?.mark(names);
+    for (const line of lines) line.classList.toggle("on", names.includes(placeOf(line.dataset.path)?.name));
   };
   const view = picture?.url ? pictureView(picture, places, mark) : null;
   for (const line of lines) {
@@ -79,10 +79,10 @@ export function joined(picture, places, lines) {
     if (!place) continue;
     line.classList.add("placed");
     line.tabIndex = 0;
-    line.addEventListener("pointerenter", () => mark(place.name));
-    line.addEventListener("pointerleave", () => mark(null));
-    line.addEventListener("focus", () => mark(place.name));
-    line.addEventListener("blur", () => mark(null));
+    line.addEventListener("pointerenter", () => mark([place.name]));
+    line.addEventListener("pointerleave", () => mark([]));
+    line.addEventListener("focus", () => mark([place.name]));
+    line.addEventListener("blur", () => mark([]));
   }
   return element("div", { className: "joined" }, view?.element, element("div", { className: "lines" }, ...lines));
 }

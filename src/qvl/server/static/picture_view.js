@@ -6,7 +6,7 @@ const MOST_ZOOM = 16;
 const COLOURS = 6; // classes place-0 … place-5
 
 // `places` are {name, box: {x1, y1, x2, y2}} or {name, point: {x, y}}, in pixels of the picture;
-// hovered(name or null) is called as one is pointed at. The result has `element` and mark(name or null).
+// hovered(names) is called as they are pointed at. The result has `element` and mark(names).
 export function pictureView(picture, places = [], hovered = () => {}) {
   const image = element("img", { src: posterOf(picture), alt: picture.name, draggable: false });
   const layer = svg("svg", { class: "places", "aria-hidden": "true" });
@@ -62,7 +62,14 @@ export function pictureView(picture, places = [], hovered = () => {}) {
   });
   drag(frame, view, pan, zoom);
 
-  const marks = places.map((place, number) => mark(place, number, layer, hovered));
+  const marks = places.map((place, number) => mark(place, number, layer));
+  layer.addEventListener("pointermove", (event) => {
+    const at = layer.getBoundingClientRect();
+    const x = ((event.clientX - at.left) / at.width) * image.naturalWidth;
+    const y = ((event.clientY - at.top) / at.height) * image.naturalHeight;
+    hovered(under(places, x, y, Math.max(image.naturalWidth, image.naturalHeight) / 50));
+  });
+  layer.addEventListener("pointerleave", () => hovered([]));
   image.addEventListener("load", () => {
     layer.setAttribute("viewBox", `0 0 ${image.naturalWidth} ${image.naturalHeight}`);
     const unit = Math.max(image.naturalWidth, image.naturalHeight) / 100;
@@ -74,7 +81,7 @@ export function pictureView(picture, places = [], hovered = () => {}) {
     press("+", "Zoom in", () => zoom(1.5)), press("All", "Show all of the picture", whole));
   return {
     element: element("div", { className: "viewer" }, frame, tools),
-    mark: (name) => marks.forEach((one) => one.on(name)),
+    mark: (names) => marks.forEach((one) => one.on(names)),
   };
 }
 
@@ -104,7 +111,16 @@ function drag(frame, view, pan, zoom) {
   for (const kind of ["pointerup", "pointercancel"]) frame.addEventListener(kind, (event) => held.delete(event.pointerId));
 }
 
-function mark(place, number, layer, hovered) {
+// The names of what is at a point: of boxes inside each other the smallest, and those of the same size.
+function under(places, x, y, near) {
+  const hit = places.filter(({ box, point }) => (box ? box.x1 <= x && x <= box.x2 && box.y1 <= y && y <= box.y2
+    : Math.hypot(point.x - x, point.y - y) <= near));
+  const size = ({ box }) => (box ? (box.x2 - box.x1) * (box.y2 - box.y1) : 0);
+  const least = Math.min(...hit.map(size));
+  return hit.filter((place) => size(place) <= least * 1.05).map(({ name }) => name);
+}
+
+function mark(place, number, layer) {
   const { box, point, name } = place;
   const shape = box ? svg("rect", { x: box.x1, y: box.y1, width: Math.max(0, box.x2 - box.x1), height: Math.max(0, box.y2 - box.y1) })
     : svg("circle", { cx: point.x, cy: point.y, r: 1 });
@@ -113,8 +129,6 @@ function mark(place, number, layer, hovered) {
   const text = svg("text", {});
   text.textContent = name;
   const made = svg("g", { class: `place place-${number % COLOURS}` }, title, shape, text);
-  made.addEventListener("pointerenter", () => hovered(name));
-  made.addEventListener("pointerleave", () => hovered(null));
   layer.append(made);
   return {
     // Sizes follow the picture's, so that marks look the same on small and large ones.
@@ -125,6 +139,6 @@ function mark(place, number, layer, hovered) {
       text.setAttribute("font-size", unit * 3);
       text.setAttribute("stroke-width", unit * 0.6);
     },
-    on: (wanted) => made.classList.toggle("on", wanted === name),
+    on: (wanted) => made.classList.toggle("on", wanted.includes(name)),
   };
 }
