@@ -12,7 +12,7 @@ const CACHE = { use: null, fresh: "no-cache", off: "no-cache, no-store" };
 
 export function requestBody(path, settings, fields) {
   const body = settings.model ? { model: settings.model } : {};
-  Object.assign(body, fields);
+  for (const [name, value] of Object.entries(fields)) if (value !== undefined) body[name] = value;
   for (const name of FIELDS[path]) {
     if (settings[name] !== null && settings[name] !== undefined) body[name] = settings[name];
   }

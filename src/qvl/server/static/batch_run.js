@@ -68,7 +68,9 @@ async function answer(batch, line, told, signal) {
     } catch (error) {
       // Without a key that is accepted every line would fail: the batch waits for its person instead.
       if (error.name === "AbortError" || error.status === 401) throw error;
-      if (!error.lost && ![429, 503].includes(error.status)) return { ...line, state: "failed", error: error.message };
+      if (!error.lost && ![429, 503].includes(error.status)) {
+        return { ...line, state: "failed", error: error.message.replace(/^(?:messages\[\d\]\.content\[0\](?:\.image_url)?|image): /, "") };
+      }
       const wait = Math.min(LONGEST_WAIT, error.wait || 2 ** Math.min(tries, 5));
       told(`${error.lost ? "The server cannot be reached" : error.message}; asked again in ${wait} s.`);
       await sleep(wait * 1000, signal);

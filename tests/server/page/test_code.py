@@ -1,0 +1,161 @@
+"""Settings with a picture's tokens, and "Copy as": what is copied runs as pasted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qvl.backends.local.backend import LocalBackend
+from tests.pipeline.conftest import TalkingBackend
+from tests.server.conftest import Running, picture, start
+from tests.server.page.conftest import drop, go, shot
+
+PICTURES = Path(__file__).parents[3] / "examples" / "pictures"
+ANSWER = ".turn.assistant .answer"
+RUN = {
+    "curl": ("sh", ["bash"]),
+    "Python (qvl)": ("py", [sys.executable]),
+    "Python (openai)": ("py", [sys.executable]),
+    "JavaScript": ("mjs", ["node"]),
+}
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    running = start(LocalBackend(), api_keys=("sesame",))
+    yield running
+    running.stop()
+
+
+def enter(page, url: str) -> None:
+    page.add_init_script("sessionStorage.setItem('qvl-key', 'sesame')")
+    go(page, url)
+
+
+def codes(page) -> dict[str, str]:
+    """What the open dialog copies, by language."""
+    found = {}
+    for language in RUN:
+        page.get_by_label(language, exact=True).check()
+        page.locator("#code-copy button").click()
+        page.locator("#code-copy button", has_text="Copied").wait_for()
+        found[language] = page.evaluate("navigator.clipboard.readText()")
+        assert found[language] == page.locator("#code").text_content()
+    shot(page, "code")
+    page.locator("#code-dialog").get_by_role("button", name="Close").click()
+    return found
+
+
+def ran(folder: Path, language: str, code: str) -> str:
+    ending, command = RUN[language]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"there is no {command[0]} here")
+    path = folder / f"code.{ending}"
+    path.write_text(code, encoding="utf-8")
+    env = {**os.environ, "QVL_API_KEY": "sesame", "QVL_CACHE": "off", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=120, env=env, cwd=folder)
+    assert done.returncode == 0, f"{language}\n{done.stderr[-2000:]}\n{code[-1500:]}"
+    return done.stdout
+
+
+def test_the_tokens_of_a_picture_are_told_before_asking(page, bundled: Running) -> None:
+    enter(page, bundled.url)
+    assert page.is_visible("#bundled")
+    page.click("#settings-button")
+    assert "64" in page.inner_text("#can")
+    page.get_by_role("button", name="Add sample-mug.png").click()
+    page.locator("#pictures .count", has_text="16 tokens").wait_for()
+    assert "sample-mug.png: 16 tokens" in page.inner_text("#picture-tokens")
+    page.fill("#max_pixels", "12288")
+    page.locator("#picture-tokens", has_text="sample-mug.png: 9 tokens").wait_for()
+    shot(page, "settings")
+    page.click("#send")
+    page.wait_for_selector(".turn .facts dd")
+    page.wait_for_selector("#send:enabled")
+    assert "(9 picture)" in page.inner_text(".turn .facts")
+    page.fill("#temperature", "7")
+    page.click("#send")
+    assert page.inner_text("#error").startswith("Temperature: ")
+    page.fill("#temperature", "0.5")
+    page.reload()
+    page.wait_for_selector("#state.ready")
+    assert page.input_value("#temperature") == "0.5"
+    page.click("#settings-button")
+    page.click("#settings-reset")
+    assert page.input_value("#temperature") == ""
+
+
+def test_a_model_that_tells_no_tokens_is_reckoned_by_the_rule(page, serve) -> None:
+    server: Running = serve()
+    go(page, server.url)
+    assert page.is_hidden("#bundled")
+    drop(page, "large.png", picture("red", (1280, 960)))
+    page.locator("#pictures .count", has_text="about 1200 tokens").wait_for()
+    page.click("#settings-button")
+    page.fill("#max_pixels", "262144")
+    page.locator("#pictures .count", has_text="about 234 tokens").wait_for()
+    page.select_option("#cache", "fresh")
+    page.click("#send")
+    page.wait_for_selector("#send:enabled")
+    page.click("#send")
+    page.wait_for_selector("#send:enabled")
+    assert len(server.backend.requests) == 2
+
+
+def test_a_conversation_as_code_runs_as_pasted(page, bundled: Running, tmp_path: Path) -> None:
+    enter(page, bundled.url)
+    page.click("#settings-button")
+    page.fill("#system", 'Say "one" word.\nNo more.')
+    page.fill("#max_tokens", "16")
+    page.fill("#max_pixels", "16384")
+    page.select_option("#cache", "fresh")
+    drop(page, "mug.png", (PICTURES / "norvik-mug-red.png").read_bytes())
+    page.wait_for_selector("#pictures img")
+    page.fill("#question", 'What brand is it? It\'s "printed" on $HOME `x` \\ ü 商标')
+    page.click("#send")
+    page.wait_for_selector("#send:enabled")
+    said = page.inner_text(ANSWER)
+    page.get_by_role("button", name="Copy as …").click()
+    for language, code in codes(page).items():
+        assert "sesame" not in code
+        assert said in ran(tmp_path, language, code), language
+
+
+@pytest.mark.parametrize("what", ["analyze", "schema", "locate", "decide"])
+def test_every_other_request_as_code_runs_as_pasted(page, bundled: Running, tmp_path: Path, what: str) -> None:
+    enter(page, bundled.url)
+    tab = "analyze" if what == "schema" else what
+    page.click(f"#tab-{tab}")
+    drop(page, "mug.png", (PICTURES / "norvik-mug-red.png").read_bytes())
+    page.wait_for_selector("#pictures img")
+    if what == "schema":
+        page.select_option("#schema-kind", "fields")
+        page.get_by_label("Type of field 1").select_option("one of")
+        page.get_by_label("Values of field 1").fill("NORVIK, ZELPHO")
+    if what == "decide":
+        page.get_by_label("Question 1", exact=True).fill('Is it "red"?')
+        page.click("#add-question")
+        page.get_by_label("Question 2", exact=True).fill("Which colour?")
+        page.get_by_label("Kind of question 2").select_option("choice")
+        page.get_by_label("Answers of question 2").fill("red, blue")
+    page.click(f"#{tab}")
+    page.wait_for_selector(f"#{tab}:enabled")
+    page.locator("#answer").get_by_role("button", name="Copy as …").click()
+    wanted = {"analyze": "NORVIK", "schema": "brand", "locate": "the brand", "decide": "red"}[what]
+    for language, code in codes(page).items():
+        assert wanted in ran(tmp_path, language, code), language
+
+
+def test_without_a_key_code_asks_for_none(page, serve) -> None:
+    server: Running = serve(TalkingBackend())
+    go(page, server.url)
+    page.fill("#question", "hello")
+    page.click("#send")
+    page.wait_for_selector("#send:enabled")
+    page.get_by_role("button", name="Copy as …").click()
+    assert all("QVL_API_KEY" not in code for code in codes(page).values())
