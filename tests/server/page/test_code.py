@@ -58,7 +58,7 @@ def ran(folder: Path, language: str, code: str) -> str:
     path = folder / f"code.{ending}"
     path.write_text(code, encoding="utf-8")
     env = {**os.environ, "QVL_API_KEY": "sesame", "QVL_CACHE": "off", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=120, env=env, cwd=folder)
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=250, env=env, cwd=folder)
     assert done.returncode == 0, f"{language}\n{done.stderr[-2000:]}\n{code[-1500:]}"
     return done.stdout
 

@@ -168,7 +168,7 @@ export function startChat() {
     send();
   });
   $("question").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("panel-ask").requestSubmit();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("send").form.requestSubmit();
   });
   $("question").addEventListener("input", showComposer);
   new MutationObserver(showComposer).observe($("pictures"), { childList: true });

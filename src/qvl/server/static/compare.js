@@ -129,7 +129,7 @@ export function startCompare(chooseTab) {
     ask();
   });
   $("compare-question").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("panel-compare").requestSubmit();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("compare").form.requestSubmit();
   });
   $("stop-compare").onclick = () => underWay?.abort();
   onSettings(showModels);
