@@ -86,7 +86,7 @@ def test_every_setting_of_the_server_is_a_known_flag() -> None:
     known = launch._flags_of("qvl")
 
     for field in fields(ServeSettings):
-        if field.name not in ("model", "limit_images"):
+        if field.name not in ("model", "limit_images", "limit_videos"):
             assert f"--{field.name.replace('_', '-')}" in known
 
 

@@ -11,14 +11,14 @@ from qvl.errors import ConfigError
 @pytest.mark.parametrize(
     ("text", "most"),
     [
-        ('{"image": 4}', 4),
-        ('{"image": {"count": 3}, "video": 0}', 3),
-        ("image=4", 4),
-        ("image=0,video=0", 0),
-        ('{"video": 0}', None),
+        ('{"image": 4}', {"image": 4}),
+        ('{"image": {"count": 3}, "video": 0}', {"image": 3, "video": 0}),
+        ("image=4", {"image": 4}),
+        ("image=0,video=2", {"image": 0, "video": 2}),
+        ('{"video": 0, "audio": 0}', {"video": 0, "audio": 0}),
     ],
 )
-def test_every_form_names_the_most_pictures(text: str, most: int | None) -> None:
+def test_every_form_names_the_most_pictures_and_videos(text: str, most: dict[str, int]) -> None:
     assert read_mm_limits(text) == most
 
 
@@ -32,10 +32,15 @@ def test_a_malformed_limit_is_told_with_the_form(text: str) -> None:
 
 
 def test_other_media_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="'video' is not supported"):
-        read_mm_limits('{"image": 1, "video": 2}')
+    with pytest.raises(ConfigError, match="'audio' is not supported"):
+        read_mm_limits('{"image": 1, "audio": 2}')
 
 
 def test_both_forms_at_once_are_refused() -> None:
     with pytest.raises(ConfigError, match="in two forms"):
-        ServeSettings(limit_mm_per_prompt="image=1", limit_images=2).most_images()
+        ServeSettings(limit_mm_per_prompt="image=1", limit_images=2).limits()
+    with pytest.raises(ConfigError, match="in two forms"):
+        ServeSettings(limit_mm_per_prompt="image=1", limit_videos=2).limits()
+    settings = ServeSettings(limit_images=2, limit_videos=0)
+    assert settings.limits() == {"image": 2, "video": 0}
+    assert settings.media_policy().max_videos == 0

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qvl.media.policy import MediaPolicy
 from tests.media.films import film, sound_alone
 from tests.server.conftest import Running, start
 from tests.server.echo_backend import EchoBackend
@@ -137,3 +138,16 @@ def test_no_mangled_film_is_a_fault_of_ours(watching: Running, tmp_path: Path) -
             message = refused(watching, asked(f"data:video/{ending};base64,{base64.b64encode(mangled).decode()}"))
             told["broken" in message or "no frames" in message] += 1
     assert min(told.values()) > 3, told
+
+
+def test_a_server_may_allow_fewer_videos(serve: Any, url: str) -> None:
+    server: Running = serve(EchoBackend(), media=MediaPolicy(allow_files=False, max_videos=1), max_images=0)
+    assert server.post(CHAT, asked(url)).status_code == 200
+    two = asked(url)
+    two["messages"][0]["content"].append({"type": "video", "video": url})
+    assert "2 videos in one request, where at most 1 are allowed" in refused(server, two)
+    none: Running = serve(EchoBackend(), media=MediaPolicy(allow_files=False, max_videos=0))
+    assert "1 videos in one request, where at most 0 are allowed" in refused(none, asked(url))
+    answer = none.post("/v1/analyze", {"model": "echo-vl", "image": url})
+    assert answer.status_code == 400
+    assert "at most 0 are allowed" in answer.json()["error"]["message"]

@@ -145,10 +145,13 @@ class ServeSettings:
         list[str] | None, _pictures(help="Hosts or networks to fetch from though they are not public; may be repeated.")
     ] = None
     limit_mm_per_prompt: Annotated[
-        str | None, _pictures(help='Pictures of a request, as vLLM writes it: {"image": 4} or image=4.')
+        str | None, _pictures(help='Of a request, as vLLM writes it: {"image": 4, "video": 1} or image=4,video=1.')
     ] = None
     limit_images: Annotated[
         int | None, _pictures("--limit-mm-per-prompt.image", envvar=[], min=0, help="The same: 4.")
+    ] = None
+    limit_videos: Annotated[
+        int | None, _pictures("--limit-mm-per-prompt.video", envvar=[], min=0, help="The same: 1.")
     ] = None
     media_timeout: Annotated[float, _pictures(help="Seconds to fetch a picture.")] = _SERVER.media.timeout
     log_level: Annotated[str, _logs(help="debug, info, warning, error.")] = "info"
@@ -169,6 +172,7 @@ class ServeSettings:
             max_decode_bytes=self.max_decode_mb * MB,
             allowed_domains=_listed(self.allowed_media_domains),
             allowed_private=_listed(self.allowed_private),
+            max_videos=self.limits().get("video"),
         ).with_sizes(self.max_pixels, self.min_pixels)
 
     def server_settings(self, ctx: typer.Context) -> ServerSettings:
@@ -186,18 +190,20 @@ class ServeSettings:
             max_batch_file_bytes=self.max_batch_file_mb * MB,
             cors_origins=_listed(self.cors_origin),
             media=self.media_policy(),
-            max_images=self.most_images(),
+            max_images=self.limits().get("image"),
         )
 
-    def most_images(self) -> int | None:
-        """Return the most pictures of a request, from either form of the option.
+    def limits(self) -> dict[str, int]:
+        """Return the most pictures and videos of a request, from either form of the option.
 
         Raises:
-            ConfigError: a malformed value, both forms, or another medium than pictures.
+            ConfigError: a malformed value, both forms, or another medium.
         """
+        apart = {"image": self.limit_images, "video": self.limit_videos}
+        named = {name: count for name, count in apart.items() if count is not None}
         if self.limit_mm_per_prompt is None:
-            return self.limit_images
-        if self.limit_images is not None:
+            return named
+        if named:
             raise ConfigError("--limit-mm-per-prompt is given in two forms", hint='write one: {"image": 4}')
         return read_mm_limits(self.limit_mm_per_prompt)
 
@@ -278,8 +284,8 @@ def read_adapters(texts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def read_mm_limits(text: str) -> int | None:
-    """Return the number of images in a `--limit-mm-per-prompt`: JSON, or `image=4,video=0`; None if it names none.
+def read_mm_limits(text: str) -> dict[str, int]:
+    """Return the numbers of images and videos in a `--limit-mm-per-prompt`: JSON, or `image=4,video=0`.
 
     Raises:
         ConfigError: the value is malformed, or allows a medium that is not supported.
@@ -296,10 +302,11 @@ def read_mm_limits(text: str) -> int | None:
         count = limit.get("count") if isinstance(limit, dict) and limit.keys() <= {"count"} else limit
         if type(count) is not int or count < 0:
             raise ConfigError(f"--limit-mm-per-prompt: invalid limit {limit!r} of {name}", hint=hint, param=param)
-        if name != "image" and count:
-            raise ConfigError(f"--limit-mm-per-prompt: {name!r} is not supported", hint="only image is", param=param)
+        if name not in ("image", "video") and count:
+            hint = "image and video are"
+            raise ConfigError(f"--limit-mm-per-prompt: {name!r} is not supported", hint=hint, param=param)
         limits[name] = count
-    return limits.get("image")
+    return limits
 
 
 def _pairs(text: str) -> dict[str, int]:

@@ -35,6 +35,7 @@ class MediaPolicy:
             PNG (26 with alpha), 16 as RGB WebP and 14 as RGB AVIF.
         max_decode_seconds: most processor time that decoding one picture may take.
         max_frames: most frames of an animation, or pages of a TIFF; only the first is used.
+        max_videos: most videos of a request; None: any number.
         max_video_bytes: largest video that is read.
         max_video_seconds: longest video, or part of one, that is looked at.
         max_video_frames: most frames of a video that are shown to a model.
@@ -64,6 +65,7 @@ class MediaPolicy:
     max_decode_bytes: int = 256 * 1024 * 1024
     max_decode_seconds: float = 10.0
     max_frames: int = 1_000
+    max_videos: int | None = None
     max_video_bytes: int = 256 * 1024 * 1024
     max_video_seconds: float = 3_600.0
     max_video_frames: int = 768
@@ -87,6 +89,7 @@ class MediaPolicy:
         for name in ("max_video_bytes", "max_video_frames", "max_video_pixels", "max_pages", "max_document_pixels"):
             self._check(name, getattr(self, name) >= 1, "1 or more")
         self._check("document_dpi", 1 <= self.document_dpi <= 2400, "from 1 to 2400")
+        self._check("max_videos", self.max_videos is None or self.max_videos >= 0, "0 or more, or None")
         self._check("min_pixels", 0 <= self.min_pixels <= self.max_pixels, f"from 0 to max_pixels, {self.max_pixels}")
         seconds = ("max_decode_seconds", "max_video_seconds", "max_video_decode_seconds", "max_document_seconds")
         for name in ("timeout", *seconds):

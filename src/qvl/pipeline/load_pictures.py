@@ -10,7 +10,7 @@ import os
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
-from qvl.errors import MediaError
+from qvl.errors import MediaError, RequestError
 from qvl.media.base64_codec import Base64Picture
 from qvl.media.document import Document
 from qvl.media.document_head import is_document, looks_like_document
@@ -44,12 +44,13 @@ async def load_pictures(
 
     Raises:
         MediaError: a picture cannot be read, for the reasons of `qvl.media.aload`.
-        RequestError: a pixel limit of a picture exceeds that of `policy`.
+        RequestError: a pixel limit of a picture exceeds that of `policy`, or there are more videos than it allows.
     """
     from qvl.media import gate
 
     if not pictures:
         return []
+    _refuse_many_videos(pictures, policy)
     policies = _policies(policy, pictures)
     fetching = asyncio.Semaphore(MAX_FETCHES)
 
@@ -61,7 +62,7 @@ async def load_pictures(
             return source
         remote = gate.is_remote(source)
         async with fetching if remote else contextlib.nullcontext():
-            if unread.video or looks_like_video(source, files=own.allow_files):
+            if is_video(unread, own):
                 return await aload_video(source, own, unread.sampling)
             if remote:
                 return await _fetched(unread, own, digests)
@@ -90,6 +91,7 @@ def read_pictures(
     """
     from qvl.media import gate
 
+    _refuse_many_videos(pictures, policy)
     ready: list[Medium] = []
     alone = may_wait and is_one_local(pictures)
     for number, (picture, own) in enumerate(zip(pictures, _policies(policy, pictures), strict=True)):
@@ -175,6 +177,21 @@ async def _fetched(unread: UnreadPicture, policy: MediaPolicy, digests: DigestCa
     if unread.pages is not None:
         raise _without_pages(name)
     return await gate.afrom_bytes(data, name, policy, decode=False, digests=digests)
+
+
+def is_video(unread: UnreadPicture, policy: MediaPolicy) -> bool:
+    """True if a source is read as a video: its part says so, or its name, media type or first bytes."""
+    return unread.video or looks_like_video(unread.source, files=policy.allow_files)
+
+
+def _refuse_many_videos(pictures: Sequence[UnreadPicture], policy: MediaPolicy) -> None:
+    if policy.max_videos is None:
+        return
+    count = sum(is_video(unread, policy) or isinstance(unread.source, Video) for unread in pictures)
+    if count > policy.max_videos:
+        what = f"{count} videos in one request, where at most {policy.max_videos} are allowed"
+        hint = "send fewer, or raise qvl-serve --limit-mm-per-prompt (max_videos of the MediaPolicy)"
+        raise RequestError(what, hint=hint, param="messages")
 
 
 def is_one_local(pictures: Sequence[UnreadPicture]) -> bool:

@@ -15,7 +15,7 @@ from qvl.errors import RequestError
 from qvl.media import base64_codec
 from qvl.media.decode_threads import in_worker
 from qvl.media.gate import MEDIUM, SMALL
-from qvl.media.video import paged
+from qvl.media.video import Video, paged
 from qvl.media.video_parts import as_taken
 from qvl.pipeline.call import RequestCall
 from qvl.pipeline.load_pictures import load_pictures
@@ -188,12 +188,12 @@ async def chat_request(
     without_neutral_params(params, backend.capabilities.fields)
     params["request_id"], params["extra"], params["adapter"] = exchange.request_id, fields, core.adapter_of(name)
     draft = draft_request(messages, **params)
-    core.refuse_many_images(len(draft.pictures))
+    core.refuse_many_images(sum(not picture.video for picture in draft.pictures))
     pictures = draft.pictures
     if exchange.lifted is not None:
         pictures = tuple([exchange.lifted.put_back(picture) for picture in pictures])
     loaded = await load_pictures(pictures, core.settings.media, digests=core.executor.digests)
-    core.refuse_many_images(len(paged(loaded)))
+    core.refuse_many_images(sum(not isinstance(shown, Video) for shown in paged(loaded)))
     request = draft.finished(loaded)
     refuse_extra(core, request.extra)
     backend.refuse_unsupported(as_taken(request, videos=backend.capabilities.videos))
