@@ -62,6 +62,27 @@ of the device.
 """
 
 
+_VIDEOS: Final = f"""
+## Videos
+
+The frames and their times are chosen before any backend is asked, and are the same for all.
+
+| backend | a video reaches the model | shown by |
+|---|---|---|
+| local | as a video, in the model's own form: token for token what transformers writes | \
+[tested](../{LOCAL}test_video.py) |
+| vllm | as a video, with the prompt tokens of `local`; two to a request (`limit_mm_per_prompt`), of more the frames. \
+A vLLM that has no renderer yet: the frames | [tested](../{VLLM}test_videos.py) |
+| openvino | the frames, as pictures behind their times | [tested](../tests/pipeline/test_videos.py) |
+| openai, to qvl-serve | as the file, with the times of the frames | [tested](../tests/backends/openai/test_videos.py) |
+| openai, to vLLM that takes `media_io_kwargs` | as the frames, with their times; one to a request | \
+[tested](../tests/backends/openai/test_videos.py) |
+| openai, to others | the frames, as pictures behind their times | [tested](../tests/backends/openai/test_videos.py) |
+
+Where the frames are sent as pictures a note in the result says so.
+"""
+
+
 def cell(model: str, form: str, backend: str) -> tuple[str, str]:
     """Return what is said of a model type in a form on a backend, and the test that shows it, "" where none does."""
     if backend == "vllm":
@@ -116,7 +137,7 @@ def models() -> list[str]:
 def page() -> str:
     """Return the page."""
     rows = [f"| `{model}` | {form} | {' | '.join(_told(model, form))} |\n" for model in models() for form in FORMS]
-    return _HEAD + "".join(rows)
+    return _HEAD + "".join(rows) + _VIDEOS
 
 
 def _told(model: str, form: str) -> list[str]:

@@ -159,12 +159,18 @@ def _talk(runner: asyncio.Runner, presenter: Presenter, thread: str) -> None:
 
 
 def check_picture(text: str) -> None:
-    """Check that a file exists and is a picture before anything starts; URLs are not checked.
+    """Check that a file exists and is a picture or a video before anything starts; URLs are not checked.
 
     Raises:
-        MediaError: the file does not exist, or is not a picture.
+        MediaError: the file does not exist, or is neither.
     """
-    if not text.startswith(_REMOTE):
-        from qvl.media import gate
+    if text.startswith(_REMOTE):
+        return
+    from qvl.media import gate
+    from qvl.media.load_video import load_video
+    from qvl.media.video_head import looks_like_video
 
+    if looks_like_video(text):
+        load_video(text)
+    else:
         gate.load(text)
