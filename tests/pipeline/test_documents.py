@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from qvl import MediaPolicy, Pipeline
-from qvl.errors import ConfigError, MediaError, RequestError, UnsupportedInputError
+from qvl import Box, MediaPolicy, Pipeline
+from qvl.errors import AnalysisError, ConfigError, MediaError, RequestError, UnsupportedInputError
 from qvl.media.load_document import load_document
 from qvl.types import ImagePart, TextPart
 from tests.media.papers import BAG, MUG, SHOE, paper
@@ -213,3 +214,91 @@ def test_read_goes_on_behind_a_page_that_fails(pipeline: Pipeline, backend: Talk
     assert "Write everything on this page as Markdown" in backend.requests[0].messages[-1].text
     with pytest.raises(ConfigError, match="unknown form 'latex'"):
         next(pipeline.read(paper(["a"]), form="latex"))  # type: ignore[arg-type]
+
+
+BILL = {
+    "type": "object",
+    "properties": {"total": {"type": "number"}, "seller": {"type": ["string", "null"]}},
+    "required": ["total", "seller"],
+}
+
+
+def test_an_analysis_tells_the_page_of_each_field(pipeline: Pipeline, backend: TalkingBackend, bill: Path) -> None:
+    backend.reply = lambda request: '{"total": 3, "seller": null, "page_of": {"total": 2, "seller": null}}'
+    for cache in ("miss", "hit"):
+        found = pipeline.analyze_result(bill, schema=BILL, pages="1-2")
+        assert (found.value, found.pages, found.result.cache) == ({"total": 3, "seller": None}, {"total": 2}, cache)
+        assert set(found.field_confidence) == {"total", "seller"}
+    (request,) = backend.requests
+    asked = request.response_format.schema["properties"]["page_of"]["properties"]["total"]["anyOf"][0]
+    assert asked == {"type": "integer", "enum": [1, 2]}
+    assert "page_of: for each field the number of the page" in request.messages[-1].text
+    backend.reply = lambda request: '{"total": 3, "seller": null}'
+    assert pipeline.analyze_result(f"{bill}#page=2", schema=BILL).pages == {}, "of one page nothing is asked"
+
+
+def test_boxes_tell_pages_by_themselves(pipeline: Pipeline, backend: TalkingBackend, bill: Path) -> None:
+    place = '{"picture": 2, "bbox_2d": [0, 0, 500, 500]}'
+    backend.reply = lambda request: f'{{"total": 3, "seller": null, "evidence": {{"total": {place}, "seller": null}}}}'
+    found = pipeline.analyze_result(bill, schema=BILL, evidence=True, pages="1,3")
+    assert found.pages == {"total": 3}
+    assert found.evidence["total"] is not None
+
+
+class Invoice(BaseModel):
+    total: float
+    seller: str | None
+    lines: list[str]
+
+
+def per_page(request: Any) -> str:
+    number = int(request.pictures[0].source.rpartition("=")[2])
+    told = {
+        1: '"total": null, "seller": "ACORN"',
+        2: '"total": null, "seller": null',
+        3: '"total": 7.5, "seller": null',
+    }
+    return f'{{{told[number]}, "lines": ["line of page {number}"]}}'
+
+
+def test_a_document_beyond_the_budget_is_asked_page_by_page(backend: TalkingBackend, bill: Path) -> None:
+    backend.reply = per_page
+    tight = MediaPolicy(document_dpi=72, max_document_pixels=2 * 320 * 240)
+    with Pipeline(backend=backend, cache="memory:", media=tight) as pipeline:
+        found = pipeline.analyze_result(bill, schema=Invoice)
+        assert found.value == Invoice(total=7.5, seller="ACORN", lines=[f"line of page {n}" for n in (1, 2, 3)])
+        assert found.pages == {"total": 3, "seller": 1, "lines.0": 1, "lines.1": 2, "lines.2": 3}
+        assert found.confidence is not None
+        assert found.field_confidence["total"] == pytest.approx(0.5)
+        assert [len(request.pictures) for request in backend.requests] == [1, 1, 1]
+        assert found.result.usage.prompt_tokens == 30
+        assert "asked page by page: 3 pages are more than one request takes" in found.result.notes[0]
+        assert [picture.source for picture in found.result.pictures] == [f"{bill}#page={n}" for n in (1, 2, 3)]
+        assert pipeline.analyze_result(bill, schema=Invoice).result.cache == "hit"
+        assert len(backend.requests) == 3, "each page is in the cache by itself"
+        (item,) = pipeline.map([bill], schema=Invoice)
+        assert item.value == found.value
+        backend.reply = lambda request: '{"total": null, "seller": null, "lines": []}'
+        with pytest.raises(AnalysisError, match=r"merged from its pages, total does not fit the schema"):
+            pipeline.analyze(bill, schema=Invoice, language="zh")
+        with pytest.raises(RequestError, match="boxes as fields cannot be merged"):
+            pipeline.analyze(bill, schema=Placed)
+        backend.reply = lambda request: '{"brand": "NORVIK", "category": "mug", "attributes": {"colour": "blue"}}'
+        product = pipeline.analyze(bill)
+        assert (product.brand, product.attributes, product.model) == ("NORVIK", {"colour": "blue"}, "parrot")
+
+
+class Placed(BaseModel):
+    brand: Box
+
+
+def test_more_pages_than_a_backend_takes_are_asked_page_by_page(pipeline: Pipeline, backend: TalkingBackend) -> None:
+    backend.reply = lambda request: f'{{"total": {len(backend.requests)}, "seller": null}}'
+    found = pipeline.analyze_result(paper(["a"] * 9), schema=BILL)
+    assert len(backend.requests) == 9, "the backend takes 8 pictures"
+    place = '{"evidence": {"total": [0, 0, 500, 500], "seller": null}, "total": 1, "seller": null}'
+    backend.reply = lambda request: place
+    found = pipeline.analyze_result(paper(["a"] * 9), schema=BILL, evidence=True)
+    assert found.evidence["total"] is not None
+    assert found.evidence["total"].shape.picture == 0
+    assert found.pages["total"] == 1

@@ -107,7 +107,8 @@ class AnalysisResult(Overlaid, Generic[V_co]):
     """The value that `analyze()` returns, with its Result, timing and confidences, as of ProductAnalysis.
 
     `evidence` has the box where each field is seen, or None where it is not visible; empty unless it was asked for.
-    `shapes` are the boxes and points that are fields of the value, their paths as labels.
+    `shapes` are the boxes and points that are fields of the value, their paths as labels. `pages` has the page that
+    tells each field, from 1, where several pages of a document were shown; a field that no page tells is left out.
     """
 
     value: V_co
@@ -120,6 +121,7 @@ class AnalysisResult(Overlaid, Generic[V_co]):
     abstained: dict[str, str] = field(default_factory=dict)
     evidence: dict[str, Located | None] = field(default_factory=dict)
     shapes: tuple[Located, ...] = ()
+    pages: dict[str, int] = field(default_factory=dict)
 
     @property
     def located(self) -> list[Located]:

@@ -70,6 +70,7 @@ def _answer(result: Result, analysis: AnalysisResult[object] | None) -> dict[str
     return {
         "analysis": to_jsonable_python(analysis.value, exclude={"evidence"} if analysis.evidence else None),
         **analysis.sureness(),
+        **({"pages": analysis.pages} if analysis.pages else {}),
         **_places(analysis),
     }
 

@@ -20,6 +20,8 @@ from qvl.evidence.shapes import SHAPES, Box, Located, Point
 from qvl.types import JsonMapping, JsonObject
 
 EVIDENCE: Final = "evidence"
+PAGE_OF: Final = "page_of"
+"""The field in which a model tells the page of each other field, where several pages are shown."""
 _FORMS: Final = frozenset(SHAPES)
 _DEEPEST: Final = 64
 _ASKED: Final = {"box": "box [x1, y1, x2, y2] on the picture", "point": "point [x, y] on the picture"}
@@ -64,6 +66,7 @@ class ReadAnswer:
     wholes: set[str] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    pages: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +77,22 @@ class AnswerForm:
         schema: the schema of the answer as its user reads it.
         frames: of the request's pictures.
         fields: the names of the answer's fields, in order, if the evidence of each is asked for; else empty.
+        pages: the numbers of the pages that are shown, if the page of each field is asked for; else empty.
     """
 
     schema: JsonObject
     frames: tuple[Frame, ...]
     fields: tuple[str, ...] = ()
+    pages: tuple[int, ...] = ()
 
     def asked(self) -> JsonObject:
         """Return the schema that the model's answer must follow."""
         asked = mapped(self.schema, self._ask)
+        if self.pages:
+            page = {"anyOf": [{"type": "integer", "enum": list(self.pages)}, {"type": "null"}]}
+            names = list(asked.get("properties") or ())
+            told = {"type": "object", "properties": dict.fromkeys(names, page), "required": names}
+            return _with_last(asked, PAGE_OF, {**told, "additionalProperties": False})
         if not self.fields:
             return asked
         place = self._place("box")
@@ -92,8 +102,7 @@ class AnswerForm:
             "required": list(self.fields),
             "additionalProperties": False,
         }
-        properties = {**asked.get("properties", {}), EVIDENCE: evidence}
-        return {**asked, "properties": properties, "required": [*asked.get("required", ()), EVIDENCE]}
+        return _with_last(asked, EVIDENCE, evidence)
 
     def _ask(self, node: JsonObject) -> JsonObject:
         form = form_of(node)
@@ -122,8 +131,11 @@ class AnswerForm:
 
     def read(self, data: JsonObject) -> ReadAnswer:
         """Return the model's answer with each place in pixels of the original."""
-        own = {name: value for name, value in data.items() if name != EVIDENCE} if self.fields else data
+        added = EVIDENCE if self.fields else PAGE_OF if self.pages else None
+        own = data if added is None else {name: value for name, value in data.items() if name != added}
         read = ReadAnswer(own)
+        if self.pages and isinstance(numbers := data.get(PAGE_OF), Mapping):
+            read.pages = {str(name): number for name, number in numbers.items() if number in self.pages}
 
         def place(form: Form, value: object, path: str) -> object:
             shape, told = self._shape(form, value, path)
@@ -171,6 +183,12 @@ class AnswerForm:
         if shape is None:
             return None, f"{written}: {told}"
         return shape, f"{told}: {written}" if told else ""
+
+
+def _with_last(schema: JsonObject, name: str, node: JsonObject) -> JsonObject:
+    """Return the schema with one more field, the last, that every answer has."""
+    properties = {**schema.get("properties", {}), name: node}
+    return {**schema, "properties": properties, "required": [*schema.get("required", ()), name]}
 
 
 def evidence_fields(schema: JsonObject) -> tuple[str, ...]:

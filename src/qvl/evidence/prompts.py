@@ -51,6 +51,19 @@ _EVIDENCE: Final[dict[str, dict[Convention, str]]] = {
     },
 }
 
+PAGES_VERSION: Final = "1"
+_PAGES: Final[dict[str, str]] = {
+    "en": "At the end, page_of: for each field the number of the page that tells it, or null.",
+    "zh": "最后给出 page_of：每个字段所在的页码，没有则为 null。",
+    "pt": "No fim, page_of: para cada campo o número da página que o informa, ou null.",
+    "es": "Al final, page_of: para cada campo el número de la página que lo indica, o null.",
+}
+
+
+def pages_sentence(language: str) -> str:
+    """Return the sentence that asks for the page of each field of an analysis."""
+    return _PAGES[language]
+
 
 def locate_prompt(targets: Sequence[str], *, points: bool = False, convention: Convention = "0-1000") -> str:
     """Return the text of the user's turn that follows the picture; there is no system turn.

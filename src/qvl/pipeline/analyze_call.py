@@ -13,12 +13,13 @@ from qvl import analysis
 from qvl.analysis.product import AnalysisResult, ProductAnalysis, ProductFields
 from qvl.analysis.schema_types import schema_type
 from qvl.calibration.calibrator import AnalysisJudge, Sureness, check_abstain, check_adapter
-from qvl.errors import AnalysisError, ConfigError
-from qvl.evidence.answer_form import EVIDENCE, AnswerForm, ReadAnswer, evidence_fields, has_shapes, shapes_in
+from qvl.errors import AnalysisError, ConfigError, RequestError
+from qvl.evidence.answer_form import EVIDENCE, PAGE_OF, AnswerForm, ReadAnswer, evidence_fields, has_shapes, shapes_in
 from qvl.evidence.coordinates import Frame
-from qvl.evidence.prompts import EVIDENCE_VERSION, evidence_sentence
+from qvl.evidence.prompts import EVIDENCE_VERSION, PAGES_VERSION, evidence_sentence, pages_sentence
 from qvl.evidence.shapes import Box, Located, Point
 from qvl.ids import new_request_id
+from qvl.media.document import Document
 from qvl.media.video import paged, still
 from qvl.pipeline.call import Call, Generate
 from qvl.pipeline.job import Confidence, Outcome
@@ -71,6 +72,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         calibrator: Calibrator | None = None,
     ) -> None:
         super().__init__(cache, namespace=namespace, policy=policy, started=started)
+        self._params = params
         self._type = schema_type(schema)
         self.schema = self._type.model
         self.language = analysis.check_language(language)
@@ -120,6 +122,11 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
                 value = value.model_copy(update=facts)
             value.came_from(result)
         evidence = _evidence(outcome.confidence)
+        pages = dict(outcome.confidence.get("pages") or {})
+        shown = self.shown()
+        for name, item in evidence.items():
+            if item is not None and len(shown) > 1 and (page := shown[item.shape.picture]) is not None:
+                pages[name] = page
         if self._judge is not None and evidence:
             evidence, unsure = self._judge.judge_evidence(evidence)
             facts["abstained"] = {**sure.abstained, **unsure}
@@ -133,9 +140,73 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
             value=self._type.value(value),
             result=result,
             evidence=evidence,
+            pages={self._shown(path): page for path, page in pages.items()},
             shapes=tuple([_located(self._shown(path), shape, fields.get(self._shown(path))) for path, shape in shapes]),
             **facts,
         )
+
+    def _numbers(self, media: Sequence[Medium]) -> tuple[int, ...]:
+        """Return the numbers of the pages among which each field's is asked for; boxes tell them by themselves."""
+        documents = [medium for medium in media if isinstance(medium, Document)]
+        if self._placed or len(documents) != 1 or len(documents[0].pages) < 2:
+            return ()
+        taken = analysis.generation_schema(self.schema).get("properties") or {PAGE_OF}
+        return () if PAGE_OF in taken else documents[0].numbers
+
+    def of(self, sources: Sequence[PictureLike], schema: SchemaLike) -> AnalyzeCall:
+        """Return the call of another schema for other pictures, with this one's parameters and raw confidences."""
+        params = self._params.copy()
+        params.pop("pages", None)
+        return AnalyzeCall(
+            sources,
+            schema=schema,
+            language=self.language,
+            backend=self._backend,
+            cache=self.cache,
+            params=params,
+            namespace=self.namespace,
+            policy=self.policy,
+        )
+
+    def joined(self, data: JsonObject, found: AnalysisResult[object]) -> AnalysisResult[object]:
+        """Return `found`, merged from several answers to calls of `of`, with `data` as a value of this call's schema.
+
+        Raises:
+            AnalysisError: `data` does not fit the schema.
+        """
+        try:
+            value = analysis.validate(data, self.schema)
+        except ValidationError as exc:
+            first = exc.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "the answer"
+            what = f"merged from its pages, {where} does not fit the schema: {first['msg']}"
+            raise AnalysisError(what, raw=found.result.text, hint="let fields that may be missing be null") from exc
+        if isinstance(value, ProductAnalysis):
+            told = {name: getattr(found, name) for name in ("confidence", "field_confidence", "confidence_method")}
+            told |= {"language": self.language, "model": found.result.model}
+            value = value.model_copy(update=told | ({"evidence": found.evidence} if self._fields else {}))
+            value.came_from(found.result)
+        return dataclasses.replace(
+            found,
+            value=self._type.value(value),
+            pages={self._shown(path): page for path, page in found.pages.items()},
+            field_confidence={self._shown(path): sure for path, sure in found.field_confidence.items()},
+        )
+
+    def refuse_long(self, name: str) -> None:
+        """Raise RequestError if the answers to single pages cannot be merged for this call."""
+        what = f"{name} has more pages than one request takes"
+        if has_shapes(self._asked):
+            raise RequestError(f"{what}, and boxes as fields cannot be merged", hint="name fewer pages", param="pages")
+        if self._abstain is not None:
+            raise RequestError(f"{what}, and abstain is for one request", hint="name fewer pages", param="abstain")
+
+    def shown(self) -> list[int | None]:
+        """Return the page of each picture of the request, None for one that is no page; known once it is loaded."""
+        pages: list[int | None] = []
+        for medium in self.loaded or ():
+            pages += medium.numbers if isinstance(medium, Document) else [None]
+        return pages
 
     def _raw(self, outcome: Outcome) -> Sureness:
         """Return the model's own confidences, by the paths that the user sees."""
@@ -169,6 +240,12 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         if have.logprobs and sampling.logprobs is None:
             sampling = dataclasses.replace(sampling, logprobs=0)
         asked, sentence = None, ""
+        numbers = self._numbers(pictures)
+        if numbers:
+            own = analysis.generation_schema(self.schema)
+            self._form = AnswerForm(own, (), pages=numbers)
+            asked, sentence = self._form.asked(), pages_sentence(self.language)
+            self.prompt_version = f"{analysis.prompt_version(self.schema)}-pages-{PAGES_VERSION}"
         if self._placed:
             coordinates = self._backend.coordinates
             shown = map(still, paged(pictures))
@@ -211,9 +288,12 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         match = analysis.find(result.text, self.schema, complete=result.finish_reason != "length", form=self._form)
         read = ReadAnswer(match.value) if self._form is None else self._form.read(match.value)
         beside = {name: f"{EVIDENCE}.{name}" for name in self._fields}
+        told = match.value.get(PAGE_OF) if self._form is not None and self._form.pages else None
+        of_pages = [f"{PAGE_OF}.{name}" for name in told] if isinstance(told, dict) else []
         whole, fields = analysis.confidences(
-            result.text, result.logprobs, match.start, wholes=read.wholes, beside=beside.values()
+            result.text, result.logprobs, match.start, wholes=read.wholes, beside=[*beside.values(), *of_pages]
         )
+        fields = {path: each for path, each in fields.items() if path not in of_pages}
         sure = {name: fields.pop(path, None) for name, path in beside.items()}
         notes += tuple(dict.fromkeys(read.notes))
         choice = dataclasses.replace(result.choices[0], logprobs=None)
@@ -233,6 +313,8 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
                 name: None if item is None else dataclasses.replace(item, confidence=sure[name]).to_json()
                 for name, item in read.evidence.items()
             }
+        if read.pages:
+            confidence["pages"] = read.pages
         return Outcome(
             dataclasses.replace(result, choices=(choice,), notes=result.notes + notes, created_at=time.time()),
             analysis=kept,

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from qvl.evidence.located import Locations
     from qvl.evidence.page_text import ReadForm
     from qvl.media.policy import MediaPolicy
+    from qvl.pipeline.analyze_call import AnalyzeCall
     from qvl.pipeline.decide_call import DecideParams
     from qvl.pipeline.locate_call import LocateParams
     from qvl.pipeline.parse_parts import PictureLike, Pictures, Sources
@@ -246,6 +247,10 @@ class AsyncPipeline:
         """Return a typed analysis of one product, shown on one or several pictures.
 
         Args:
+            pictures: of one product; or a document, whose pages are one request within the policy's
+                `max_document_pixels`, else one each. Then a value holds that the surest page tells (the first, where
+                no page says how sure it is), lists are joined in the order of pages, and `pages` of `analyze_result`
+                says where each was found.
             schema: a pydantic class, a dataclass, a TypedDict, another type that pydantic reads, or a JSON schema,
                 whose answers are plain dictionaries. None is `ProductAnalysis`.
             params: `language` (the pipeline's unless named), `cache`, and parameters as in `ask`. `evidence=True` asks
@@ -255,8 +260,7 @@ class AsyncPipeline:
         Raises:
             AnalysisError: the answer does not fit the schema, nor does a second one.
         """
-        call = self.analyze_call(pictures, schema, params)
-        return (await self.executor.execute(call)).value
+        return (await self.analyze_result(pictures, schema=schema, **params)).value
 
     @overload
     async def analyze_result(
@@ -270,11 +274,11 @@ class AsyncPipeline:
         self, pictures: Pictures, *, schema: SchemaLike | None = None, **params: Unpack[AnalyzeParams]
     ) -> AnalysisResult[object]:
         """Return the value of `analyze` with its Result, timing and confidences; also for custom schemas."""
-        return await self.executor.execute(self.analyze_call(pictures, schema, params))
+        from qvl.pipeline.analyze_document import analyze
 
-    def analyze_call(
-        self, pictures: Pictures, schema: SchemaLike | None, params: AnalyzeParams
-    ) -> Call[AnalysisResult[object]]:
+        return await analyze(self.executor, self.analyze_call(pictures, schema, params))
+
+    def analyze_call(self, pictures: Pictures, schema: SchemaLike | None, params: AnalyzeParams) -> AnalyzeCall:
         """Return the Call of `analyze_result`, its arguments parsed and validated."""
         from qvl.pipeline.analyze_call import AnalyzeCall
 
@@ -450,6 +454,9 @@ class AsyncPipeline:
         # A question is asked in the language that it is written in.
         asking = {name: value for name, value in params.items() if name not in _OF_ANALYSES}
 
+        from qvl.pipeline.analyze_call import AnalyzeCall
+        from qvl.pipeline.analyze_document import analyze
+
         def call_of(source: Pictures) -> Call[Any]:
             if locate is not None:
                 from qvl.pipeline.locate_call import LocateCall
@@ -462,7 +469,10 @@ class AsyncPipeline:
             return self.analyze_call(source, schema, params)
 
         async def one(source: Pictures) -> tuple[Answered, Result]:
-            answered: Answered = await self.executor.execute(call_of(source))
+            call = call_of(source)
+            answered: Answered = await (
+                analyze(self.executor, call) if isinstance(call, AnalyzeCall) else self.executor.execute(call)
+            )
             return answered, answered if isinstance(answered, Result) else answered.result
 
         async with aclosing(map_in_order(sources, one, concurrency or self.concurrency, progress)) as items:

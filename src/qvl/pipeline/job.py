@@ -70,6 +70,7 @@ class Confidence(TypedDict, total=False):
     field_confidence: dict[str, float]
     confidence_method: str | None
     evidence: dict[str, JsonObject | None]
+    pages: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ class Pipeline:
     def analyze(
         self, pictures: Pictures, *, schema: SchemaLike | None = None, **params: Unpack[AnalyzeParams]
     ) -> object:
-        return self._execute(self.pipeline.analyze_call(pictures, schema, params)).value
+        return self._analyze(pictures, schema, params).value
 
     @overload
     def analyze_result(
@@ -158,7 +158,7 @@ class Pipeline:
     def analyze_result(
         self, pictures: Pictures, *, schema: SchemaLike | None = None, **params: Unpack[AnalyzeParams]
     ) -> AnalysisResult[object]:
-        return self._execute(self.pipeline.analyze_call(pictures, schema, params))
+        return self._analyze(pictures, schema, params)
 
     def decide(
         self,
@@ -239,6 +239,15 @@ class Pipeline:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         self.close()
+
+    def _analyze(self, pictures: Pictures, schema: SchemaLike | None, params: AnalyzeParams) -> AnalysisResult[object]:
+        from qvl.pipeline.analyze_document import analyze, may_be_long
+
+        call = self.pipeline.analyze_call(pictures, schema, params)
+        if not may_be_long(call):
+            return self._execute(call)
+        self._loop.claim()
+        return self._loop.call(analyze, self.pipeline.executor, call)
 
     def _execute(self, call: Call[R]) -> R:
         """Return the value of `call`; this thread answers cache hits and prepares misses for the backend.

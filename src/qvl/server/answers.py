@@ -363,6 +363,7 @@ class Analysis(TypedDict):
     notes: list[str]
     usage: TokenUsage
     evidence: NotRequired[dict[str, JsonObject | None]]
+    pages: NotRequired[dict[str, Count]]
     overlay: NotRequired[str]
 
 

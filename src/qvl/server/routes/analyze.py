@@ -15,6 +15,7 @@ from qvl.analysis.product import ProductAnalysis
 from qvl.errors import RequestError
 from qvl.ids import new_id
 from qvl.pipeline.analyze_call import AnalyzeCall
+from qvl.pipeline.analyze_document import analyze as analyze_pages
 from qvl.server.answers import Analysis
 from qvl.server.errors import from_validation
 from qvl.server.openai_format import usage_of
@@ -96,7 +97,8 @@ async def _analyze(
         params["max_tokens"] = body.max_tokens
     if body.abstain is not None:
         params["abstain"] = body.abstain
-    return await core.executor.execute(
+    return await analyze_pages(
+        core.executor,
         AnalyzeCall(
             sources,
             schema=schema,
@@ -108,7 +110,7 @@ async def _analyze(
             policy=core.settings.media,
             started=exchange.started,
             calibrator=_calibrator(core.executor.calibrator, body, schema, language),
-        )
+        ),
     )
 
 
@@ -152,4 +154,6 @@ def _answer(analysis: AnalysisResult[object], name: str, language: str) -> Analy
     }
     if analysis.evidence:
         told["evidence"] = {name: None if item is None else item.to_json() for name, item in analysis.evidence.items()}
+    if analysis.pages:
+        told["pages"] = analysis.pages
     return told
