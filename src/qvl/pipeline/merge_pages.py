@@ -13,7 +13,7 @@ from typing import Final
 
 from qvl.types import JsonMapping, JsonObject
 
-NOTHING: Final = (None, "", [], {})
+NOTHING: Final[tuple[object, ...]] = (None, "", [], {})
 _LONGEST: Final = 60
 
 
