@@ -369,6 +369,7 @@ def test_sync_and_async_have_the_same_signatures() -> None:
         "locate",
         "map",
         "open",
+        "read",
         "stats",
         "stream",
         "stream_chat",
