@@ -52,16 +52,38 @@ def test_a_picture_of_no_product_recommends_nothing(environment: dict[str, str])
     assert "EUR" not in done.stdout
 
 
-def test_the_demo_of_forty_lines_does_the_same(environment: dict[str, str]) -> None:
+def test_the_demo_shows_every_scenario_and_explains_itself(environment: dict[str, str]) -> None:
     script = "examples/agent_chain_demo.py"
-    assert len((ROOT / script).read_text(encoding="utf-8").splitlines()) <= 41
-    done = run(environment, script)
+    done = run(environment, script, "--all", "-f", MUG, "-i", "2")
     assert done.returncode == 0, done.stderr
-    assert "model: look at the picture" in done.stdout
+    for said in (
+        "The search alone, without a model",
+        "The chain: analyze the picture",
+        "A follow-up in the same thread",
+    ):
+        assert said in done.stdout
+    assert [line.rpartition(" ")[2] for line in done.stdout.splitlines() if line.startswith("run ")] == ["1", "no"]
     assert "The picture shows NORVIK mug" in done.stdout
-    before, after = done.stdout.split("Cheaper ones?")
-    assert before.count("EUR, MU-") >= 1
-    assert "nothing" in after or "EUR, MU-" in after
+    assert "I look at a product's picture" in done.stdout
+    done = run(environment, script, "--search", "NORVIK")
+    assert "brand is NORVIK" in done.stdout
+    assert done.stderr == ""
+    helped = run(environment, script, "--help").stdout
+    assert all(option in helped for option in ("-f ", "-i ", "--chat", "--search", "--all"))
+    assert run(environment, script, "-i", "0").returncode == 2
+
+
+def test_the_demo_talks_and_a_wrong_picture_is_one_line(environment: dict[str, str]) -> None:
+    command = [sys.executable, "examples/agent_chain_demo.py", "--chat"]
+    lines = f"cheaper ones?\nwhat can you do?\n{MUG} in blue\ncheaper ones?\nlost.png\nquit\n"
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, input=lines, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0
+    assert done.stdout.count("EUR, MU-") >= 2
+    assert [line[:22] for line in done.stderr.splitlines() if "error" in line] == [
+        "error: no picture yet ", "error: analyze failed:"
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
