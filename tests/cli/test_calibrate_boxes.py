@@ -15,7 +15,10 @@ from .conftest import Ran
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_drawn_labels_calibrate_boxes_which_analyze_and_locate_then_tell(qvl: Callable[..., Ran], folder: Path) -> None:
+def test_drawn_labels_calibrate_boxes_which_analyze_and_locate_then_tell(
+    qvl: Callable[..., Ran], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("QVL_MODEL")
     render.main([str(folder / "shelf"), "--n", "70", "--boxes", "--difficulty", "0.3"])
     labels = str(folder / "shelf" / "labels.jsonl")
     options = ("--evidence", "--locate", "the brand", "--field", "brand", "--field", "evidence.brand")
@@ -24,7 +27,7 @@ def test_drawn_labels_calibrate_boxes_which_analyze_and_locate_then_tell(qvl: Ca
     assert "evidence.brand" in made.out
     assert "the brand" in made.out
     assert "evidence.brand: reliability" in Path("page.html").read_text()
-    picture = str(folder / "shelf" / "000001.png")
+    picture = str(folder / "shelf" / "000000.png")
     raw = qvl("locate", picture, "the brand", "--json").lines[0]["located"][0]
     sure = qvl("locate", picture, "the brand", "--calibration", "cal.json", "--json").lines[0]["located"][0]
     assert sure["box"] == raw["box"]
