@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import openai
 import pytest
 
+from qvl.analysis.product import ProductAnalysis
+from qvl.calibration import Calibration
+from qvl.calibration.calibration_file import FieldCalibration, LocationsCalibration
 from qvl.decisions.questions import Predicate
-from tests.calibration.made import calibration_for, halved
-from tests.evaluation.shelf import Reader
+from qvl.evidence.prompts import LOCATE_VERSION
+from qvl.pipeline.analyze_call import version_of
+from qvl.types import ChatRequest, Chunk
+from tests.calibration.made import HALVED, calibration_for, halved
+from tests.evaluation.shelf import PLACE, Reader
 from tests.server.conftest import Running, data_url, start
 
 NEW = {"type": "predicate", "name": "new", "instructions": "Is it new?"}
@@ -45,6 +52,64 @@ def test_an_analysis_has_calibrated_confidences_and_the_raw_ones_beside_them(run
     assert told["field_confidence"]["brand"] == pytest.approx(halved(0.64))
     assert told["analysis"]["brand"] == "NORVIK"
     assert told["abstained"] == {}
+
+
+def test_with_evidence_that_the_calibration_is_not_of_confidences_are_the_raw_ones(running: Running) -> None:
+    told = running.post("/v1/analyze", {"image": UNSURE, "evidence": True}).json()
+    assert told["confidence_method"] == "token_probability_product"
+    assert told["field_confidence"]["brand"] == pytest.approx(0.64)
+
+
+class Placer(Reader):
+    """Tells where the brand is, in the form that is asked for."""
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        place = json.loads(PLACE)
+        located = {"answer": [{"bbox_2d": place, "label": "the brand"}]}
+        analysed = {"brand": "NORVIK", "category": "mug", "attributes": {}}
+        seen = {"evidence": {"brand": place, "category": None, "attributes": None}}
+        form = request.response_format
+        placed = "evidence" in (form.schema or {}).get("properties", {})
+        answer = located if form.name == "located" else analysed | (seen if placed else {})
+        self.answer = lambda _: answer
+        async for chunk in super().stream(request):
+            yield chunk
+
+
+@pytest.fixture(scope="module")
+def boxes() -> Iterator[Running]:
+    backend = Placer(model="qwen3-vl-reader")
+    curve = FieldCalibration(curve=HALVED, labels=100, right=60)
+    plain = calibration_for(backend.identity()).analysis
+    assert plain is not None
+    made = Calibration(
+        backend=backend.identity(),
+        analysis=plain.model_copy(
+            update={"prompt_version": version_of(ProductAnalysis, backend, evidence=True), "evidence": {"brand": curve}}
+        ),
+        locations=LocationsCalibration(
+            prompt_version=f"locate-{LOCATE_VERSION}-{backend.coordinates.convention}", targets={"the brand": curve}
+        ),
+    )
+    found = start(backend, calibration=made)
+    yield found
+    found.stop()
+
+
+def test_boxes_have_calibrated_confidences_too(boxes: Running) -> None:
+    (located,) = boxes.post("/v1/locate", {"image": UNSURE, "targets": ["the brand"]}).json()["located"]
+    assert located["raw_confidence"] == pytest.approx(0.64**3)
+    assert located["confidence"] == pytest.approx(halved(0.64**3))
+    assert located["confidence_method"] == "calibrated"
+    told = boxes.post("/v1/analyze", {"image": UNSURE, "evidence": True}).json()
+    assert told["confidence_method"] == "calibrated"
+    assert told["evidence"]["brand"]["confidence"] == pytest.approx(halved(0.64**3))
+    body = {"image": UNSURE, "evidence": True, "abstain": {"evidence.brand": 0.9}}
+    silent = boxes.post("/v1/analyze", body).json()
+    assert silent["evidence"]["brand"] is None
+    assert silent["abstained"] == {"evidence.brand": "below_threshold"}
+    plain = boxes.post("/v1/analyze", {"image": UNSURE}).json()
+    assert plain["confidence_method"] == "token_probability_product"
 
 
 @pytest.mark.parametrize("abstain", [0.6, {"brand": 0.6}])

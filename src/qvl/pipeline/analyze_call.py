@@ -253,8 +253,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
             self._form = AnswerForm(self._asked, frames, self._fields)
             asked = self._form.asked()
             sentence = evidence_sentence(self.language, coordinates.convention) if self._fields else ""
-            version = f"places-{EVIDENCE_VERSION}-{coordinates.convention}"
-            self.prompt_version = f"{analysis.prompt_version(self.schema)}-{version}"
+            self.prompt_version = version_of(self.schema, self._backend, evidence=bool(self._fields))
         self._judge = self._judged()
         return ChatRequest(
             messages=analysis.build_messages(
@@ -333,6 +332,14 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
                     "such as Qwen/Qwen3-VL-4B-Instruct"
                 )
             raise
+
+
+def version_of(schema: type[BaseModel], backend: Backend, *, evidence: bool) -> str:
+    """Return the version of the prompt of an analysis by `backend`; where there are places, it names their form."""
+    plain = analysis.prompt_version(schema)
+    if not evidence and not has_shapes(analysis.generation_schema(schema)):
+        return plain
+    return f"{plain}-places-{EVIDENCE_VERSION}-{backend.coordinates.convention}"
 
 
 def _located(label: str, shape: Box | Point, sure: float | None) -> Located:
