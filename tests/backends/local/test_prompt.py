@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +17,8 @@ from qvl.pipeline.parse_message import read_turn
 from qvl.server.messages_input import Conversation
 from qvl.server.responses_input import messages_of
 from qvl.types import ChatRequest, Message, TextPart, Tool, ToolCall
+from tests.backends.local.published import published_template
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-PUBLISHED = Path(os.environ.get("QVL_PUBLISHED_QWEN3_VL", REPOSITORY.parent / "shared" / "qwen3-vl"))
 # As in the published Instruct template, a system message that is not the first one is passed over.
 DROPS = (
     "{% for m in messages %}{% if m.role != 'system' or loop.first %}"
@@ -54,10 +51,7 @@ def tokenizer(request: pytest.FixtureRequest, bundled: Any) -> Any:
     """The bundled vocabulary under each template."""
     if request.param == "bundled":
         return bundled
-    file = PUBLISHED / request.param / "chat_template.json"
-    if not file.is_file():
-        pytest.skip(f"no {file}")
-    return with_template(bundled, json.loads(file.read_text())["chat_template"])
+    return with_template(bundled, published_template(request.param))
 
 
 def text(role: Any, words: str, **more: Any) -> Message:

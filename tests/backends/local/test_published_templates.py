@@ -1,10 +1,8 @@
-"""The chat templates that Qwen publishes, where they are beside the checkout: prompts are what transformers renders."""
+"""The chat templates that Qwen publishes, where they are there: prompts are what transformers renders."""
 
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +15,8 @@ from qvl.backends.local.text.prompt import PromptEncoder
 from qvl.errors import UnsupportedInputError
 from qvl.pipeline.parse_request import draft_request
 from qvl.types import ChatRequest, ImagePart, Message, TextPart
+from tests.backends.local.published import published_template
 from tests.backends.local.requests import picture
-
-ROOT = Path(__file__).resolve().parents[3]
-PUBLISHED = Path(os.environ.get("QVL_PUBLISHED_TEMPLATES") or ROOT.parent / "shared" / "qwen3-vl")
-
-pytestmark = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published templates are not beside the checkout")
 
 SEARCH = {"type": "function", "function": {"name": "search", "parameters": {"type": "object", "properties": {}}}}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "search", "arguments": '{"query": "mug"}'}}
@@ -39,7 +33,7 @@ THREAD: list[dict[str, Any]] = [
 
 def tokenizer(kind: str) -> Any:
     made = load_tokenizer(bundled_folder(), "bundled")
-    made.chat_template = json.loads((PUBLISHED / kind / "chat_template.json").read_text())["chat_template"]
+    made.chat_template = published_template(kind)
     return made
 
 
