@@ -26,10 +26,12 @@ _FLOAT32: Final[Mapping[str, str]] = {
     "qwen3_vl_moe": f"{LOCAL}test_equals_generate.py::test_a_mixture_of_experts",
     "qwen3_5": f"{LOCAL}test_hybrid.py::test_mixed_requests_equal_generate",
     "qwen3_5_moe": f"{LOCAL}test_hybrid.py::test_mixed_requests_equal_generate",
+    "qwen2_5_vl": f"{LOCAL}test_windowed.py::test_mixed_requests_equal_generate",
 }
 _ADAPTERS: Final[Mapping[str, str]] = {
     "qwen3_vl": f"{LOCAL}test_adapters.py::test_a_batch_of_adapters_and_base_equals_peft",
     "qwen3_5": f"{LOCAL}test_adapters.py::test_adapters_of_layers_with_states_equal_peft",
+    "qwen2_5_vl": f"{LOCAL}test_adapters.py::test_adapters_of_a_windowed_tower_equal_peft",
 }
 _UNPACKED: Final = f"{LOCAL}test_models.py::test_quantised_weights_answer_as_the_numbers_that_they_stand_for"
 # What is told beside a cell.

@@ -96,8 +96,13 @@ def random_mixture(folder: Path, *, seed: int = 0) -> Path:
     return dense
 
 
-def random_hybrid(folder: Path, *, seed: int = 0, mixture: bool = False) -> Path:
-    """A Qwen3.5 in the small: three layers of four with a state, gates, partial rotation; dense or of four experts."""
+def random_hybrid(
+    folder: Path, *, seed: int = 0, mixture: bool = False, state_dims: tuple[int, int] = (16, 24)
+) -> Path:
+    """A Qwen3.5 in the small: three layers of four with a state, gates, partial rotation; dense or of four experts.
+
+    `state_dims` are the widths of a key's and a value's head in the layers with a state.
+    """
     import torch
     import transformers
 
@@ -118,8 +123,8 @@ def random_hybrid(folder: Path, *, seed: int = 0, mixture: bool = False) -> Path
         "head_dim": 32,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 6,
-        "linear_key_head_dim": 16,
-        "linear_value_head_dim": 24,
+        "linear_key_head_dim": state_dims[0],
+        "linear_value_head_dim": state_dims[1],
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10_000.0,
@@ -144,4 +149,52 @@ def random_hybrid(folder: Path, *, seed: int = 0, mixture: bool = False) -> Path
         elif name.endswith(("norm.weight", "bias")):
             tensor.data = tensor.data + torch.randn_like(tensor) * 0.1
     model.save_pretrained(like)
+    return like
+
+
+def random_windowed(folder: Path, *, seed: int = 0) -> Path:
+    """A Qwen2.5-VL in the small: windows of two by two tokens in two blocks of three, sections of rotary positions."""
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    like = random_checkpoint(folder, seed=seed, layers=1)
+    config = json.loads((like / "config.json").read_text())
+    text, vision = config["text_config"], config["vision_config"]
+    config |= {"model_type": "qwen2_5_vl", "architectures": None}
+    config["text_config"] = {
+        **{key: text[key] for key in ("vocab_size", "hidden_size", "max_position_embeddings", "eos_token_id")},
+        "model_type": "qwen2_5_vl_text",
+        "intermediate_size": 192,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+        "rope_theta": 1_000_000.0,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+        "dtype": "float32",
+    }
+    config["vision_config"] = {
+        "model_type": "qwen2_5_vl_vision",
+        **{key: vision[key] for key in ("hidden_size", "num_heads", "out_hidden_size", "in_channels")},
+        "depth": 3,
+        "intermediate_size": 96,
+        "hidden_act": "silu",
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+    }
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)).float()
+    for name, tensor in model.named_parameters():
+        if tensor.ndim >= 2:
+            fan_in = 1 if "embed_tokens" in name else tensor[0].numel()
+            tensor.data = torch.randn_like(tensor) * fan_in**-0.5
+        else:
+            tensor.data = tensor.data + torch.randn_like(tensor) * 0.1
+    model.save_pretrained(like)
+    image = json.loads((like / "preprocessor_config.json").read_text())
+    image |= {"patch_size": 14, "size": {"shortest_edge": 56 * 56, "longest_edge": 224 * 224}}
+    (like / "preprocessor_config.json").write_text(json.dumps(image))
     return like

@@ -14,7 +14,7 @@ pytest.importorskip("peft", reason="the answers are compared with PEFT's")
 from qvl import AsyncPipeline
 from qvl.errors import UnsupportedInputError
 from qvl.types import ResponseFormat, SamplingParams
-from tests.backends.local.checkpoints import random_checkpoint, random_hybrid
+from tests.backends.local.checkpoints import random_checkpoint, random_hybrid, random_windowed
 from tests.backends.local.lora import STATES, TEXT, TOWER, LoraReference
 from tests.backends.local.requests import mixed
 from tests.backends.local.test_equals_generate import answer_all, check
@@ -100,6 +100,17 @@ def test_a_batch_of_adapters_and_base_equals_peft(opened: Opener, dense: Trained
 def test_adapters_of_layers_with_states_equal_peft(opened: Opener, hybrid: Trained) -> None:
     backend = opened(hybrid.folder, adapter=hybrid.adapters, max_num_batched_tokens=160)
     check(hybrid.reference, answer_all(backend, hybrid.requests), hybrid.expected)
+
+
+@pytest.mark.slow
+def test_adapters_of_a_windowed_tower_equal_peft(opened: Opener, tmp_path: Path) -> None:
+    kinds: dict[str, dict[str, Any]] = {
+        "text": {"target_modules": TEXT},
+        "tower": {"target_modules": r".*visual.*(qkv|attn.proj|gate_proj|up_proj|down_proj|mlp.0|mlp.2)"},
+    }
+    made = trained(random_windowed(tmp_path / "model"), kinds, 12)
+    backend = opened(made.folder, adapter=made.adapters, max_num_batched_tokens=160)
+    check(made.reference, answer_all(backend, made.requests), made.expected)
 
 
 def test_every_adapter_changes_answers(dense: Trained) -> None:

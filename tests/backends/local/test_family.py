@@ -57,9 +57,9 @@ def test_an_unknown_model_type_is_refused_with_the_known_ones(monkeypatch: pytes
     with pytest.raises(ConfigError) as caught:
         family.family_of("llama", "m")
     assert str(caught.value) == (
-        "unsupported model_type 'llama' of m: not a Qwen3-VL or Qwen3.5 or Noted-VL (a local model needs "
-        "the model_type qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe, qwen3_vl; serve others with another server "
-        "and use 'openai:…')"
+        "unsupported model_type 'llama' of m: not a Qwen3-VL or Qwen3.5 or Qwen2.5-VL or Noted-VL (the local engine "
+        "runs qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe, qwen2_5_vl, qwen3_vl; 'vllm:…' and 'openvino:…' run what "
+        "these libraries know, and an endpoint ('openai:…') what it serves)"
     )
 
 

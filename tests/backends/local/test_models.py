@@ -10,7 +10,7 @@ import pytest
 from qvl.backends.local.backend import LocalBackend
 from qvl.errors import ConfigError
 from tests.backends.local import quantise
-from tests.backends.local.checkpoints import random_checkpoint, random_hybrid, random_mixture
+from tests.backends.local.checkpoints import random_checkpoint, random_hybrid, random_mixture, random_windowed
 from tests.backends.local.requests import ask
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "qwen3_vl_moe": random_mixture,
     "qwen3_5": random_hybrid,
     "qwen3_5_moe": lambda folder: random_hybrid(folder, mixture=True),
+    "qwen2_5_vl": random_windowed,
 }
 
 
@@ -84,7 +85,7 @@ def test_in_bfloat16_answers_are_the_same_alone_and_in_a_batch(tmp_path: Path, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("model", ["qwen3_vl", "qwen3_5", "qwen2_5_vl"])
 def test_in_int8_answers_are_the_same_alone_and_in_a_batch(tmp_path: Path, model: str) -> None:
     settings: dict[str, Any] = {"dtype": "float32", "quantize": "int8"}
     folder = made(model, tmp_path / "model")

@@ -60,7 +60,7 @@ class _Loaded:
 
 
 class LocalBackend(Backend):
-    """Runs a checkpoint of Qwen3-VL or Qwen3.5 in this process.
+    """Runs a checkpoint of Qwen3-VL, Qwen3.5 or Qwen2.5-VL in this process.
 
     Args:
         model: a folder or a hub id; None is the small bundled model.
@@ -430,9 +430,12 @@ class LocalBackend(Backend):
 
     def peek_capabilities(self) -> Capabilities:
         """Return the capabilities without `max_context`, which depends on the weights and the memory."""
+        from qvl.backends.local.model.loader import peek_family
+
+        family = self._loaded.checkpoint.family if self._loaded else peek_family(self._path)
         return Capabilities(
             images=MAX_IMAGES,
-            videos=MAX_IMAGES,
+            videos=MAX_IMAGES if family is None or family.videos else 0,
             sampling=SamplingParams.names(),
             response_formats=RESPONSE_FORMATS,
             tools=True,

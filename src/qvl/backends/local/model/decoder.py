@@ -197,21 +197,27 @@ class TextDecoder:
         return 2 * len(self.layers) * self.num_heads * self.head_dim
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosine and sine for `Kernels.apply_rotary` of int64 positions [3, tokens].
+        """Return cosine and sine for `Kernels.apply_rotary` of int64 positions [3, tokens]."""
+        import torch
+
+        frequencies: Tensor = self._rotary.inv_freq
+        if self._axes is None or self._axes.device != positions.device:
+            self._axes = self._axes_of(len(frequencies)).to(positions.device)
+        angles = positions.float().index_select(0, self._axes).t() * frequencies.to(positions.device, torch.float32)
+        return self._kernels.rotary_cos_sin(angles, self.dtype, self._rotary.attention_scaling)
+
+    def _axes_of(self, count: int) -> Tensor:
+        """Return which axis each of `count` frequencies belongs to, int64.
 
         Frequency i belongs to height when i % 3 == 1 and to width when i % 3 == 2, as far as their sections reach, else
         to time (Qwen3-VL's interleaved mrope).
         """
         import torch
 
-        frequencies: Tensor = self._rotary.inv_freq
-        if self._axes is None or self._axes.device != positions.device:
-            axes = torch.zeros(frequencies.shape[0], dtype=torch.int64)
-            for axis in (1, 2):
-                axes[axis : self._rotary.mrope_section[axis] * 3 : 3] = axis
-            self._axes = axes.to(positions.device)
-        angles = positions.float().index_select(0, self._axes).t() * frequencies.to(positions.device, torch.float32)
-        return self._kernels.rotary_cos_sin(angles, self.dtype, self._rotary.attention_scaling)
+        axes = torch.zeros(count, dtype=torch.int64)
+        for axis in (1, 2):
+            axes[axis : self._rotary.mrope_section[axis] * 3 : 3] = axis
+        return axes
 
     def forward(
         self,

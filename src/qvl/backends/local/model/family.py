@@ -23,12 +23,13 @@ class ModelFamily:
     """Builds the parts of a model when it is loaded; this family is Qwen3-VL, dense and mixture of experts.
 
     Another family overrides the parts that differ. `model_types` are the values of `model_type` in config.json,
-    `convention` is how its models write boxes and points.
+    `convention` is how its models write boxes and points, `videos` whether the engine shows them videos.
     """
 
     name: str = "Qwen3-VL"
     model_types: tuple[str, ...] = ("qwen3_vl", "qwen3_vl_moe")
     convention: Convention = "0-1000"
+    videos: bool = True
 
     def rules(self, settings: JsonObject) -> ImageRules:
         """Return the rules for resizing pictures and cutting them into patches, from the image processor's settings."""
@@ -71,7 +72,29 @@ class HybridFamily(ModelFamily):
         return HybridDecoder(language_model, lm_head, kernels, plan, batch_invariant=batch_invariant)
 
 
-FAMILIES: tuple[ModelFamily, ...] = (ModelFamily(), HybridFamily())
+class WindowedFamily(ModelFamily):
+    """Qwen2.5-VL, whose picture tower attends within windows. It has videos in a form of its own, without times."""
+
+    name = "Qwen2.5-VL"
+    model_types = ("qwen2_5_vl",)
+    convention: Convention = "pixels"
+    videos = False
+
+    def decoder(
+        self, model: PreTrainedModel, kernels: Kernels, plan: LinearPlan, *, batch_invariant: bool
+    ) -> TextDecoder:
+        from qvl.backends.local.model.windowed import SectionDecoder
+
+        language_model, lm_head = model.get_submodule("model.language_model"), model.get_submodule("lm_head")
+        return SectionDecoder(language_model, lm_head, kernels, plan, batch_invariant=batch_invariant)
+
+    def tower(self, model: PreTrainedModel, rules: ImageRules, kernels: Kernels, plan: LinearPlan) -> VisionTower:
+        from qvl.backends.local.model.windowed import WindowedTower
+
+        return WindowedTower(model.get_submodule("model.visual"), rules, kernels, plan)
+
+
+FAMILIES: tuple[ModelFamily, ...] = (ModelFamily(), HybridFamily(), WindowedFamily())
 
 
 def family_of(model_type: object, name: str) -> ModelFamily:
@@ -87,5 +110,6 @@ def family_of(model_type: object, name: str) -> ModelFamily:
     families = " or ".join(family.name for family in FAMILIES)
     raise ConfigError(
         f"unsupported model_type {model_type!r} of {name}: not a {families}",
-        hint=f"a local model needs the model_type {known}; serve others with another server and use 'openai:…'",
+        hint=f"the local engine runs {known}; 'vllm:…' and 'openvino:…' run what these libraries know, and an endpoint "
+        "('openai:…') what it serves",
     )

@@ -277,6 +277,17 @@ def peek(model: str | None) -> tuple[str, ImageRules, str | None, ModelFamily] |
     return digest, family.rules(settings), form.name if form is not None else None, family
 
 
+def peek_family(model: str | None) -> ModelFamily | None:
+    """Return the family of a checkpoint in a folder, read without torch; None for anything else."""
+    folder = bundled_folder() if model is None else in_home(model)
+    try:
+        if not (folder / "config.json").is_file():
+            return None
+        return family_of(read_json(folder / "config.json", str(model)).get("model_type"), str(model))
+    except (OSError, QvlError):
+        return None
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers from writing progress and reports to stdout and stderr, which belong to the program."""

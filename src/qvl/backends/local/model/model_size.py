@@ -69,9 +69,11 @@ def size_of(config: JsonObject, name: str) -> ModelSize:
         ConfigError: a size is missing in its config.json.
     """
     try:
-        _check_sizes(config["text_config"], _TEXT_SIZES)
-        _check_sizes(config["vision_config"], _VISION_SIZES)
-        return _size(config["text_config"], config["vision_config"], bool(config.get("tie_word_embeddings")))
+        # Qwen2.5-VL is published with the text's sizes beside the tower's.
+        text, vision = config.get("text_config") or config, _tower_sizes(config["vision_config"])
+        _check_sizes(text, _TEXT_SIZES)
+        _check_sizes(vision, _VISION_SIZES)
+        return _size(text, vision, bool(config.get("tie_word_embeddings")))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
         raise ConfigError(f"{name}: config.json does not say how large the model is: {exc!r}", param="model") from exc
 
@@ -88,7 +90,8 @@ def _size(text: JsonObject, vision: JsonObject, tied: bool) -> ModelSize:
     hidden, heads, kv_heads = text["hidden_size"], text["num_attention_heads"], text["num_key_value_heads"]
     head = text.get("head_dim") or hidden // heads
     # Qwen3.5 has a gate for each query.
-    queries = 3 * heads if "layer_types" in text or "linear_num_value_heads" in text else 2 * heads
+    gated = "linear_num_value_heads" in text or "linear_attention" in (text.get("layer_types") or ())
+    queries = 3 * heads if gated else 2 * heads
     attention = hidden * head * (queries + 2 * kv_heads) + 2 * hidden + 2 * head
     layers = active = state = with_keys = 0
     for layer in range(text["num_hidden_layers"]):
@@ -139,11 +142,22 @@ def _recalling(text: JsonObject) -> tuple[int, int]:
     return weights, values * text["linear_key_head_dim"] + channels * (taps - 1)
 
 
+def _tower_sizes(vision: JsonObject) -> JsonObject:
+    """Return the tower's sizes, with those that Qwen2.5-VL does not have or leaves to transformers' defaults."""
+    if "window_size" not in vision:
+        return vision
+    named = {"in_channels": vision.get("in_chans", 3), "num_position_embeddings": 1, "temporal_patch_size": 2}
+    return {**named, **vision}
+
+
 def _tower(vision: JsonObject, out: int) -> int:
     wide, merged = vision["hidden_size"], vision["hidden_size"] * vision["spatial_merge_size"] ** 2
     block = 4 * wide * wide + 2 * wide * vision["intermediate_size"] + 9 * wide + vision["intermediate_size"]
     patch = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2
     merger = merged * merged + merged * out + merged + out
+    if "window_size" in vision:
+        # Qwen2.5-VL's second half of a block has a gate.
+        block += wide * vision["intermediate_size"]
     mergers = 1 + len(vision.get("deepstack_visual_indexes", ()))
     return int(vision["depth"] * block + (patch + vision["num_position_embeddings"]) * wide + mergers * merger)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers.models.qwen3_vl.modeling_qwen3_vl import (
         Qwen3VLVisionBlock,
+        Qwen3VLVisionMLP,
         Qwen3VLVisionModel,
         Qwen3VLVisionPatchMerger,
     )
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 # transformers' activations that are torch's gelu, and which of its two forms they are.
-GELU: Final = {"GELUTanh": "tanh", "GELUActivation": "none"}
+GELU: Final = {"GELUTanh": "tanh", "GELUActivation": "none", "GELU": "none"}
 
 
 class FeatureCache:
@@ -80,23 +81,31 @@ class VisionTower:
         self._kernels = kernels
         self._embed = _patch_embedding(visual.patch_embed.proj, plan, moving=False)
         self._embed_frames = _patch_embedding(visual.patch_embed.proj, plan, moving=True)
-        self._table: Tensor = visual.pos_embed.weight
+        patches: Tensor = visual.patch_embed.proj.weight
+        self._width, self._device, self._dtype = len(patches), patches.device, patches.dtype
         self._frequencies: Tensor = visual.rotary_pos_emb.inv_freq
-        self._blocks = [_Block(block, plan) for block in visual.blocks]
-        self._merger = _Merger(visual.merger, plan, after_merging=False)
+        self._blocks = [self._block(block, plan) for block in visual.blocks]
+        self._read_ends(visual, plan)
+
+    def _block(self, block: Qwen3VLVisionBlock, plan: LinearPlan) -> Block:
+        return Block(block, plan)
+
+    def _read_ends(self, visual: Qwen3VLVisionModel, plan: LinearPlan) -> None:
+        """Read what stands before and behind the blocks: position embeddings and mergers."""
+        self._table: Tensor = visual.pos_embed.weight
+        self._merger = _merger(visual.merger, plan, after_merging=False)
         # Qwen3.5's tower gives its last block's features alone.
         deep = getattr(visual, "deepstack_visual_indexes", ()), getattr(visual, "deepstack_merger_list", ())
         mergers = zip(*deep, strict=True)
-        self._deep = {index: _Merger(merger, plan, after_merging=True) for index, merger in mergers}
+        self._deep = {index: _merger(merger, plan, after_merging=True) for index, merger in mergers}
 
     def cost(self, picture: PreparedPicture) -> int:
         """Return the number of multiplications for encoding `picture`."""
         patches = picture.grid[0] * picture.grid[1]
-        hidden = self._table.shape[1]
         embed = self._embed_frames if picture.video else self._embed
         linear = embed.size + sum(block.qkv.size + block.rest for block in self._blocks)
         merging = sum(merger.size for merger in (self._merger, *self._deep.values())) // self._rules.merge_size**2
-        return patches * (linear + merging + len(self._blocks) * 2 * patches * hidden)
+        return patches * (linear + merging + len(self._blocks) * 2 * patches * self._width)
 
     def encode(self, pictures: list[PreparedPicture]) -> list[Tensor]:
         """Return the features of each picture: [1 + deepstack layers, num_tokens, hidden], the merged ones first."""
@@ -118,14 +127,12 @@ class VisionTower:
         """
         import torch
 
-        ends = list(accumulate(picture.grid[0] * picture.grid[1] for picture in pictures))
         parts: list[Tensor] = []
         # Pictures of one request, which has one adapter.
         adapted = (AdapterRows(pictures[0].adapter, None),) if pictures[0].adapter else ()
         for picture in pictures:
             parts += yield from self._embedded(picture, largest)
-        hidden = torch.cat(parts)
-        rotary = self._rotary(pictures)
+        hidden, rotary = self._in_order(pictures, torch.cat(parts), self._rotary(pictures))
         total, width = hidden.shape
         merged: list[Tensor] = []
         heads: Tensor | None = None
@@ -142,7 +149,7 @@ class VisionTower:
                 rotated = self._kernels.apply_rotary(both, rotary[0][rows], rotary[1][rows])
                 heads.view(-1, total, heads.shape[-1])[: 2 * block.num_heads, rows] = rotated.transpose(0, 1)
                 heads[2, :, rows] = joined[:, 2 * block.num_heads :].transpose(0, 1)
-            for first, last in pairwise([0, *ends]):
+            for first, last in pairwise([0, *self._ends(index, pictures)]):
                 cost = 2 * (last - first) * width
                 keys, values = heads[1:2, :, first:last], heads[2:3, :, first:last]
                 for rows in _cut(first, last, cost, largest):
@@ -155,12 +162,26 @@ class VisionTower:
             if index in self._deep:
                 merged.append((yield from self._merge(self._deep[index], hidden, largest, adapted)))
         merged.insert(0, (yield from self._merge(self._merger, hidden, largest, adapted)))
-        features = torch.stack([part.to(merged[0].device) for part in merged])
+        features = self._in_rows(pictures, torch.stack([part.to(merged[0].device) for part in merged]))
         counts = [picture.num_tokens for picture in pictures]
         return [part.clone() for part in torch.split_with_sizes(features, counts, dim=1)]
 
+    def _in_order(
+        self, pictures: list[PreparedPicture], hidden: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return patches and their rotations in the order in which the blocks compute them."""
+        return hidden, rotary
+
+    def _in_rows(self, pictures: list[PreparedPicture], features: Tensor) -> Tensor:
+        """Return features [layers, tokens, hidden] in the order of the prompt's tokens again."""
+        return features
+
+    def _ends(self, block: int, pictures: list[PreparedPicture]) -> list[int]:
+        """Return behind which patches attention ends in a block: each picture attends to itself."""
+        return list(accumulate(picture.grid[0] * picture.grid[1] for picture in pictures))
+
     def _merge(
-        self, merger: _Merger, hidden: Tensor, largest: float, adapted: Sequence[AdapterRows]
+        self, merger: Merger, hidden: Tensor, largest: float, adapted: Sequence[AdapterRows]
     ) -> Generator[float, None, Tensor]:
         import torch
 
@@ -183,7 +204,7 @@ class VisionTower:
         if pixels.ndim == 4:
             frames = [self.patches(frame) for frame in pixels]
             return torch.stack([frame.view(len(frame), 3, -1) for frame in frames], 2).flatten(1)
-        rules, device = self._rules, self._table.device
+        rules, device = self._rules, self._device
         size, merge = rules.patch_size, rules.merge_size
         image = torch.from_numpy(pixels).to(device).permute(2, 0, 1).float()
         mean = torch.tensor(rules.mean, device=device).view(3, 1, 1)
@@ -194,7 +215,19 @@ class VisionTower:
         return cut.reshape(rows * columns, 3 * size * size)
 
     def _embedded(self, picture: PreparedPicture, largest: float) -> Generator[float, None, list[Tensor]]:
-        """Return, in pieces as of `pieces`, patch plus interpolated position embeddings, [patches, hidden] together."""
+        """Return, in pieces as of `pieces`, patch plus position embeddings, [patches, hidden] together."""
+        embedding = self._places(picture)
+        patches = self.patches(picture.pixels).to(self._dtype)
+        parts = []
+        embed = self._embed_frames if picture.video else self._embed
+        for rows in _cut(0, len(patches), embed.size, largest):
+            yield (rows.stop - rows.start) * embed.size
+            embedded = embed(patches[rows])
+            parts.append(embedded if embedding is None else embedded + embedding[rows])
+        return parts
+
+    def _places(self, picture: PreparedPicture) -> Tensor | None:
+        """Return the interpolated position embeddings [patches, hidden], or None where a model has none."""
         import torch
 
         table = self._table
@@ -211,14 +244,7 @@ class VisionTower:
                 index = self._merged_order(row[:, None] * side + column).to(table.device)
                 weight = self._merged_order(row_weight[:, None] * column_weight).to(table.device)
                 embedding = embedding + table.index_select(0, index) * weight[:, None]
-        embedding = embedding.to(table.dtype)
-        patches = self.patches(picture.pixels).to(table.dtype)
-        parts = []
-        embed = self._embed_frames if picture.video else self._embed
-        for rows in _cut(0, len(patches), embed.size, largest):
-            yield (rows.stop - rows.start) * embed.size
-            parts.append(embed(patches[rows]) + embedding[rows])
-        return parts
+        return embedding.to(table.dtype)
 
     def _rotary(self, pictures: list[PreparedPicture]) -> tuple[Tensor, Tensor]:
         """Return float32 rotary cosines and sines by patch row (first half of the frequencies) and column."""
@@ -247,44 +273,53 @@ def _cut(first: int, last: int, cost: int, largest: float) -> list[slice]:
     return [slice(start, min(start + size, last)) for start in range(first, last, size)]
 
 
-class _Block:
+class Block:
     """The weights of one block of the tower. `rest` is the number of weights after the attention."""
 
     def __init__(self, block: Qwen3VLVisionBlock, plan: LinearPlan) -> None:
-        attention, mlp = block.attn, block.mlp
+        attention = block.attn
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.device = block.norm1.weight.device
         self.num_heads: int = attention.num_heads
         self.qkv = plan.join((attention.qkv,))
-        self._proj, self._up, self._down = (
-            plan.join((attention.proj,)),
-            plan.join((mlp.linear_fc1,)),
-            plan.join((mlp.linear_fc2,)),
-        )
-        self._act = mlp.act_fn
+        self._proj = plan.join((attention.proj,))
+        self._read_mlp(block.mlp, plan)
         self.rest = self._proj.size + self._up.size + self._down.size
+
+    def _read_mlp(self, mlp: Qwen3VLVisionMLP, plan: LinearPlan) -> None:
+        self._up, self._down = plan.join((mlp.linear_fc1,)), plan.join((mlp.linear_fc2,))
+        self._act: nn.Module = mlp.act_fn
+
+    def _widened(self, normed: Tensor, adapted: Sequence[AdapterRows]) -> Tensor:
+        return _activated(self._up, normed, self._act, adapted)
 
     def finish(self, hidden: Tensor, attended: Tensor, adapted: Sequence[AdapterRows]) -> Tensor:
         hidden = self._proj.added_to(hidden, attended, adapted)
-        return self._down.added_to(hidden, _activated(self._up, self.norm2(hidden), self._act, adapted), adapted)
+        return self._down.added_to(hidden, self._widened(self.norm2(hidden), adapted), adapted)
 
 
-class _Merger:
+class Merger:
     """The patch merger: merges squares of patches into tokens of the text model."""
 
-    def __init__(self, merger: Qwen3VLVisionPatchMerger, plan: LinearPlan, *, after_merging: bool) -> None:
-        self._norm: nn.Module = merger.norm
+    def __init__(
+        self, norm: nn.Module, fc1: nn.Linear, act: nn.Module, fc2: nn.Linear, plan: LinearPlan, *, after_merging: bool
+    ) -> None:
+        self._norm = norm
         self._after_merging = after_merging
-        self._fc1, self._fc2 = plan.join((merger.linear_fc1,)), plan.join((merger.linear_fc2,))
-        self._act = merger.act_fn
-        self._width: int = merger.linear_fc1.in_features
-        self._device = merger.norm.weight.device
+        self._width = fc1.in_features
+        self._device = fc1.weight.device
+        self._fc1, self._fc2 = plan.join((fc1,)), plan.join((fc2,))
+        self._act = act
         self.size = self._fc1.size + self._fc2.size
 
     def __call__(self, hidden: Tensor, adapted: Sequence[AdapterRows]) -> Tensor:
         hidden = hidden.to(self._device)
         normed = self._norm(hidden.view(-1, self._width) if self._after_merging else hidden).view(-1, self._width)
         return self._fc2(_activated(self._fc1, normed, self._act, adapted), adapted)
+
+
+def _merger(merger: Qwen3VLVisionPatchMerger, plan: LinearPlan, *, after_merging: bool) -> Merger:
+    return Merger(merger.norm, merger.linear_fc1, merger.act_fn, merger.linear_fc2, plan, after_merging=after_merging)
 
 
 def _activated(linear: Linear, x: Tensor, act: nn.Module, adapted: Sequence[AdapterRows]) -> Tensor:
