@@ -226,6 +226,7 @@ def main() -> None:
     parser.add_argument("--server", action="append", default=[], metavar="NAME=URL")
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32], help="0: same picture, new question")
     parser.add_argument("--dtype", default="auto", help="of all servers; auto: what qvl chooses on this device")
+    parser.add_argument("--family", choices=("qwen3_vl", "qwen3_5"), default="qwen3_vl", help="of the random weights")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--edge", type=int, default=448)
     parser.add_argument("--no-same-picture", action="store_true")
@@ -236,7 +237,8 @@ def main() -> None:
     # A server must not outlive this process.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    checkpoint = write(Path("build") / "bench-130m").resolve()
+    name = "bench-130m" if arguments.family == "qwen3_vl" else f"bench-130m-{arguments.family}"
+    checkpoint = write(Path("build") / name, family=arguments.family).resolve()
     dtype = chosen_dtype(arguments.dtype)
     kept = arguments.out / "engine.json"
     earlier = json.loads(kept.read_text(encoding="utf-8")) if arguments.add and kept.is_file() else {}

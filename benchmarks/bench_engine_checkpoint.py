@@ -1,4 +1,4 @@
-"""A Qwen3-VL of random weights and about 130 million parameters, or in the true shapes of the 2B and the 8B.
+"""A Qwen3-VL or Qwen3.5 of random weights and about 130 million parameters, or in the true shapes of the 2B and the 8B.
 
 Speed does not depend on the values of weights, so nothing is downloaded. The tokenizer is the bundled model's, and
 weights are stored in bfloat16 as those of the published checkpoints are.
@@ -46,6 +46,28 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# A Qwen3.5 of the 130m's width and depth, with the 0.8B's proportions: three of four layers have a state.
+HYBRID: dict[str, Any] = {
+    "head_dim": 128, "num_attention_heads": 6, "num_key_value_heads": 2, "num_hidden_layers": 12,
+    "linear_num_key_heads": 6, "linear_num_value_heads": 6, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+}  # fmt: skip
+
+
+def hybrid(made: dict[str, Any]) -> dict[str, Any]:
+    """config.json of a Qwen3.5 for that of a Qwen3-VL."""
+    text, vision = made["text_config"], made["vision_config"]
+    kept = ("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings", "eos_token_id", "bos_token_id",
+            "dtype", "tie_word_embeddings")  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 10_000_000, "partial_rotary_factor": 0.25, "mrope_interleaved": True,
+            "mrope_section": [6, 5, 5]}  # fmt: skip
+    of_text = {key: text[key] for key in kept if key in text} | HYBRID
+    of_text |= {"model_type": "qwen3_5_text", "rope_parameters": rope}
+    of_tower = {key: value for key, value in vision.items() if key != "deepstack_visual_indexes"}
+    of_tower["model_type"] = "qwen3_5_vision"
+    return {**made, "model_type": "qwen3_5", "architectures": ["Qwen3_5ForConditionalGeneration"],
+            "text_config": of_text, "vision_config": of_tower}  # fmt: skip
+
+
 def config(shape: str, bundled: Path, layers: int | None = None, tokenizer: Path | None = None) -> dict[str, Any]:
     """config.json of `shape`, with no more than `layers` text layers, special tokens as in the bundled model.
 
@@ -85,7 +107,12 @@ def words(bundled: Path) -> list[int]:
 
 
 def write(
-    folder: Path, shape: str = "130m", dtype: str = "bfloat16", layers: int | None = None, tokenizer: Path | None = None
+    folder: Path,
+    shape: str = "130m",
+    dtype: str = "bfloat16",
+    layers: int | None = None,
+    tokenizer: Path | None = None,
+    family: str = "qwen3_vl",
 ) -> Path:
     """Builds the checkpoint in `folder` unless it is there; returns `folder`.
 
@@ -93,22 +120,26 @@ def write(
     """
     import torch
     from safetensors.torch import save_file
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     from qvl.backends.local.model.model_folder import bundled_folder
 
     recipe = (
         f"{RECIPE} {shape} {dtype}" + (f" {layers} layers" if layers else "") + (f" {tokenizer}" if tokenizer else "")
     )
+    recipe += f" {family}" if family != "qwen3_vl" else ""
     if (folder / "recipe").is_file() and (folder / "recipe").read_text(encoding="utf-8") == recipe:
         return folder
     bundled = bundled_folder()
     made = config(shape, bundled, layers, tokenizer)
     of_tokens = tokenizer or bundled
     made["text_config"]["dtype"] = dtype
+    if family == "qwen3_5":
+        made = hybrid(made)
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, dtype))
-    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**json.loads(json.dumps(made))))
+    settings = json.loads(json.dumps(made))
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
     torch.set_default_dtype(torch.float32)
     silent = torch.ones(made["text_config"]["vocab_size"], dtype=torch.bool)
     silent[words(of_tokens)] = False
@@ -143,6 +174,11 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="130m")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--family", choices=("qwen3_vl", "qwen3_5"), default="qwen3_vl")
     parser.add_argument("--tokenizer", type=Path, help="a folder with a published Qwen3-VL's tokenizer")
     arguments = parser.parse_args()
-    print(write(arguments.folder, arguments.shape, arguments.dtype, tokenizer=arguments.tokenizer))
+    print(
+        write(
+            arguments.folder, arguments.shape, arguments.dtype, tokenizer=arguments.tokenizer, family=arguments.family
+        )
+    )
