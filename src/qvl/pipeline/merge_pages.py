@@ -19,7 +19,7 @@ _LONGEST: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class PageAnswer:
-    """What one page tells, and how sure it is of each value, by path (like `items.0.name`)."""
+    """The answer of one page, and how sure it is of each value, by path (like `items.0.name`)."""
 
     page: int
     data: JsonMapping
