@@ -87,7 +87,6 @@ def test_truncated_picture_file_names_the_file(tmp_path: Path) -> None:
         (b"<!DOCTYPE html><html></html>", "a web page"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing; render it to PNG"),
         (b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- made by hand -->\n<svg/>', "an SVG drawing; render it to PNG"),
-        (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "HEIC; convert it to JPEG"),
         (b"\x00\x00\x00\x18ftypisom\x00\x00\x00\x00", "a video"),
         (b"%PDF-1.7", "a PDF document"),
         (b"PK\x03\x04", "a ZIP archive"),

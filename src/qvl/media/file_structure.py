@@ -287,7 +287,8 @@ def _check_bmp(data: bytes, name: str) -> None:
 _BYTES: Final = {"1": 6, "L": 6, "P": 9, "RGB": 4, "CMYK": 8, "YCbCr": 8, "I;16": 12, "I;16B": 12, "I": 16, "F": 18}
 _OF_OTHER_MODES: Final = 10
 # What the decoder itself holds of the whole picture: canvases, planes, a strip that may be all of it.
-_DECODERS: Final = {"WEBP": 12, "AVIF": 14, "TIFF": 4}
+OF_JXL: Final = 16
+_DECODERS: Final = {"WEBP": 12, "AVIF": 14, "TIFF": 4, "HEIF": 14, "JXL": OF_JXL - 4}
 
 
 def memory(image: Image.Image, form: str) -> int:

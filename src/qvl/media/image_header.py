@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Final
 from qvl.errors import MediaError
 from qvl.media import avif_structure, file_structure
 from qvl.media.file_structure import ByteOrder
+from qvl.media.jxl_size import CODESTREAM, CONTAINER, jxl_size
 from qvl.media.policy import canonical_size
 
 if TYPE_CHECKING:
@@ -78,13 +79,21 @@ def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
         check_size((width, height), policy, name)
         memory = _jpeg_memory(data, (width, height), policy)
         return _header("JPEG", (width, height), orientation, policy, name, memory, simple=True)
+    if (coded := jxl_size(data) if sniff(data) == "JXL" else None) is not None:
+        # Its decoder decodes when it opens.
+        check_size(coded, policy, name)
+        _check_memory("JXL", coded, policy, name, coded[0] * coded[1] * file_structure.OF_JXL)
     with open_image(data, policy, name) as image:
         form = image.format or ""
         check_size(image.size, policy, name)
+        if coded is not None and sorted(coded) != sorted(image.size):
+            raise MediaError(f"{name}: {image.size} pixels where its header says {coded}", hint="save it again")
         if form == "AVIF":
             avif_structure.check(data, image.size, name)
         frames = _frames(image, data, form, policy, name)
-        orientation = 1 if form == "TIFF" else _orientation(image, data, form)
+        # The decoders of these turn a picture by themselves, but for a JPEG within JPEG XL.
+        turned = form in ("TIFF", "HEIF") or (form == "JXL" and not getattr(image, "jpeg", False))
+        orientation = 1 if turned else _orientation(image, data, form)
         simple = (
             image.mode == "RGB"
             and frames == 1
@@ -111,6 +120,15 @@ def _header(
     form: str, size: tuple[int, int], orientation: int, policy: MediaPolicy, name: str, memory: int, *, simple: bool
 ) -> Header:
     """Return the Header after checking the limits; `simple`: one frame of opaque 8-bit RGB pixels."""
+    _check_memory(form, size, policy, name, memory)
+    large = memory > _LARGE_MEMORY or size[0] * size[1] > _LARGE_PIXELS
+    upright = size[::-1] if orientation >= 5 else size
+    width, height, sized = canonical_size(*upright, policy)
+    plain = simple and form in PORTABLE and orientation == 1 and (width, height) == upright
+    return Header(form, width, height, upright, orientation, plain, sized, large)
+
+
+def _check_memory(form: str, size: tuple[int, int], policy: MediaPolicy, name: str, memory: int) -> None:
     if memory > policy.max_decode_bytes:
         raise MediaError(
             f"{name}: decoding {size[0]} x {size[1]} pixels of {form} takes {memory // 2**20} MiB, more than the limit"
@@ -118,11 +136,6 @@ def _header(
             hint="make the picture smaller first, or raise MediaPolicy.max_decode_bytes or qvl-serve --max-decode-mb",
             code="image_too_large",
         )
-    large = memory > _LARGE_MEMORY or size[0] * size[1] > _LARGE_PIXELS
-    upright = size[::-1] if orientation >= 5 else size
-    width, height, sized = canonical_size(*upright, policy)
-    plain = simple and form in PORTABLE and orientation == 1 and (width, height) == upright
-    return Header(form, width, height, upright, orientation, plain, sized, large)
 
 
 def _colour_jpeg(data: bytes) -> tuple[int, int, int] | None:
@@ -181,8 +194,11 @@ def open_image(data: bytes, policy: MediaPolicy, name: str) -> ImageFile.ImageFi
 def sniff(data: bytes) -> str:
     """Return the format by the first bytes, "" if it is unknown."""
     if data[4:8] == b"ftyp":
-        still = data[8:12] in (b"avif", b"avis") or (data[8:12] in (b"mif1", b"msf1") and b"avif" in data[16:64])
-        return "AVIF" if still else ""
+        if data[8:12] in (b"avif", b"avis") or (data[8:12] in (b"mif1", b"msf1") and b"avif" in data[16:64]):
+            return "AVIF"
+        return "HEIF" if data[8:12] in _HEIF_BRANDS else ""
+    if data.startswith((CONTAINER, CODESTREAM)):
+        return "JXL"
     if data[:4] == b"RIFF":
         return "WEBP" if data[8:12] == b"WEBP" else ""
     return next((form for magic, form in _PICTURES if data.startswith(magic)), "")
@@ -195,14 +211,14 @@ def _decoder(form: str) -> Callable[[IO[bytes], str], ImageFile.ImageFile] | Non
     Not the registered factory, which turns a phone's JPEG with several pictures into another format, and which needs
     every plugin imported.
     """
-    name = _PLUGINS[form]
+    module, name = _BESIDE.get(form) or (f"PIL.{_PLUGINS[form]}ImagePlugin", f"{_PLUGINS[form]}ImageFile")
     try:
-        plugin = importlib.import_module(f"PIL.{name}ImagePlugin")
+        plugin = importlib.import_module(module)
     except ImportError:
         return None
     if not getattr(plugin, "SUPPORTED", True):
         return None
-    decoder: Callable[[IO[bytes], str], ImageFile.ImageFile] = getattr(plugin, f"{name}ImageFile")
+    decoder: Callable[[IO[bytes], str], ImageFile.ImageFile] = getattr(plugin, name)
     return decoder
 
 
@@ -257,8 +273,8 @@ def kind_of(data: bytes) -> str:
     if head.startswith((b"<!doctype html", b"<html")):
         return "a web page"
     if data[4:8] == b"ftyp":
-        if data[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
-            return "HEIC; convert it to JPEG or PNG first"
+        if data[8:12] in _HEIF_BRANDS:
+            return f"HEIC; {_INSTALL}"
         if data[8:12] in (b"avif", b"avis"):
             return "AVIF; convert it to JPEG or PNG first, or install a Pillow that reads it (11.3 or later)"
         return "a video; pass it as a video, or one of its frames"
@@ -289,6 +305,13 @@ _PLUGINS: Final = {
     "WEBP": "WebP",
     "AVIF": "Avif",
 }
+# Of the extra `formats`.
+_BESIDE: Final = {
+    "HEIF": ("pillow_heif.as_plugin", "HeifImageFile"),
+    "JXL": ("pillow_jxl.JpegXLImagePlugin", "JXLImageFile"),
+}
+_HEIF_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_INSTALL: Final = "pip install 'qvl[formats]' reads it, or convert it to JPEG or PNG"
 _OTHERS: Final = (
     (b"%PDF", "a PDF document; its pages are pictures: qvl.media.load_document"),
     (b"PK\x03\x04", "a ZIP archive"),
@@ -296,8 +319,8 @@ _OTHERS: Final = (
     (b"8BPS", "a Photoshop document; export it as PNG first"),
     (b"RIFF", "WebP or another RIFF file"),
     (b"\x00\x00\x01\x00", "an icon; save it as PNG first"),
-    (b"\x00\x00\x00\x0cJXL ", "JPEG XL; convert it to PNG first"),
-    (b"\xff\x0a", "JPEG XL; convert it to PNG first"),
+    (CONTAINER, f"JPEG XL; {_INSTALL}"),
+    (CODESTREAM, f"JPEG XL; {_INSTALL}"),
 )
 
 

@@ -17,7 +17,7 @@ from qvl.media.smart_resize import (
     smart_resize,
 )
 
-FORMATS: Final = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"})
+FORMATS: Final = frozenset({"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JXL"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class MediaPolicy:
         max_aspect: largest ratio of the long to the short side.
         timeout: for the whole of a fetch, redirects included.
         max_redirects: each hop is checked like the first address.
-        formats: Pillow's format names; JPEG includes MPO.
+        formats: Pillow's format names; JPEG includes MPO; HEIF (of phones) and JXL need the extra `formats`.
         allow_files: False refuses paths and `file:` URLs, for what arrives in a request to a server.
         allowed_domains: when set, URLs may name these hosts only; `.example.org` means the domain and all below it.
         allowed_private: hosts, addresses or networks (CIDR) that may be fetched from though they are not public.
@@ -97,7 +97,7 @@ class MediaPolicy:
         self._check("max_redirects", self.max_redirects >= 0, "0 or more")
         for name in ("formats", "allowed_domains", "allowed_private"):
             self._check(name, not isinstance(getattr(self, name), str), "a list of strings")
-        known = {"JPG": "JPEG", "MPO": "JPEG", "TIF": "TIFF"}
+        known = {"JPG": "JPEG", "MPO": "JPEG", "TIF": "TIFF", "HEIC": "HEIF"}
         upper = [form.upper() for form in self.formats]
         object.__setattr__(self, "formats", frozenset(known.get(form, form) for form in upper))
         self._check("formats", bool(self.formats) and self.formats <= FORMATS, f"of {', '.join(sorted(FORMATS))}")
