@@ -17,7 +17,7 @@ def jxl_size(data: bytes) -> tuple[int, int] | None:
     stream = _codestream(data)
     if stream[:2] != CODESTREAM or len(stream) < 12:
         return None
-    bits = _Bits(stream[2:12])
+    bits = _LowBits(stream[2:12])
     small = bits.take(1)
     height = 8 * (bits.take(5) + 1) if small else bits.length()
     ratio = bits.take(3)
@@ -27,7 +27,7 @@ def jxl_size(data: bytes) -> tuple[int, int] | None:
     return (8 * (bits.take(5) + 1) if small else bits.length()), height
 
 
-class _Bits:
+class _LowBits:
     """Bits, the lowest of each byte first."""
 
     def __init__(self, data: bytes) -> None:
