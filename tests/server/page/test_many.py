@@ -29,7 +29,7 @@ def test_one_question_with_two_settings_side_by_side(page, serve) -> None:
     page.wait_for_selector("#compare:enabled")
     assert page.locator(".side .answer").all_inner_texts() == ["NORVIK, a mug", "NORVIK"]
     assert page.inner_text("#compare-result [role=status]") == "The answers differ."
-    assert "temperature 0.9" in page.locator(".side h3").nth(1).inner_text()
+    assert "temperature: 0.9" in page.locator(".side h3").nth(1).inner_text()
     for number in range(2):
         told = page.locator(".side .facts").nth(number).inner_text()
         assert "total" in told

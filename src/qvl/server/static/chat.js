@@ -66,7 +66,7 @@ function editDoes(index) {
 function showComposer() {
   const busy = underWay !== null;
   const any = conversation.turns.length > 0;
-  $("conversation-card").hidden = !any;
+  $("conversation-card").hidden = !any || $("panel-ask").hidden;
   $("send").disabled = busy;
   $("stop").hidden = !busy;
   const again = any && !$("question").value.trim() && !current().length;

@@ -35,7 +35,7 @@ function showModels() {
 }
 
 const different = (own, other) => ["model", "temperature", "top_p", "seed", "max_tokens", "max_pixels", "min_pixels"]
-  .filter((name) => own[name] !== other[name]).map((name) => `${name} ${own[name] ?? "the server's"}`).join(", ");
+  .filter((name) => own[name] !== other[name]).map((name) => `${name}: ${own[name] ?? "the server's"}`).join(", ");
 
 function sideView(side, number) {
   const other = run.sides[1 - number];

@@ -24,7 +24,7 @@ export class ResultsTable {
     this.element = element("div", { className: "results" },
       element("div", { className: "row" }, this.filter, this.count,
         button("CSV", () => this.csv()), button("JSONL", () => this.jsonl())),
-      element("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "Results" },
+      element("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "Table of results" },
         element("table", {}, element("thead", {}, this.head), this.body)));
   }
 

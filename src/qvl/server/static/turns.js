@@ -19,7 +19,7 @@ export function pictureRow(pictures, open) {
 // A turn of the person: its pictures and text; `does` has edit(), open(picture).
 export function userTurn(turn, does, busy) {
   const actions = busy ? null : element("div", { className: "actions" }, button("Edit", does.edit));
-  return element("li", { className: "turn user" }, element("h3", { className: "who", textContent: "You" }),
+  return element("li", { className: "turn user" }, element("h2", { className: "who", textContent: "You" }),
     pictureRow(turn.pictures, does.open), element("p", { className: "said", textContent: turn.text }), actions);
 }
 
@@ -39,7 +39,7 @@ export function editedTurn(turn, does) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send();
     if (event.key === "Escape") does.cancel();
   };
-  return element("li", { className: "turn user edited" }, element("h3", { className: "who", textContent: "You" }), held, text,
+  return element("li", { className: "turn user edited" }, element("h2", { className: "who", textContent: "You" }), held, text,
     element("p", { className: "how", textContent: "What follows this turn is asked anew." }),
     element("div", { className: "row" }, button("Cancel", does.cancel),
       element("button", { type: "button", textContent: "Send", onclick: send })));
@@ -54,7 +54,7 @@ export class AnswerTurn {
     this.folded = element("details", { className: "thought", hidden: true }, this.summary, this.reasoning);
     this.text = element("div", { className: "answer" });
     this.below = element("div");
-    this.element = element("li", { className: "turn assistant" }, element("h3", { className: "who", textContent: "Answer" }),
+    this.element = element("li", { className: "turn assistant" }, element("h2", { className: "who", textContent: "Answer" }),
       this.folded, this.text, this.below);
     this.waiting = null;
   }
