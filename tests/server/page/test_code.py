@@ -159,3 +159,9 @@ def test_without_a_key_code_asks_for_none(page, serve) -> None:
     page.wait_for_selector("#send:enabled")
     page.get_by_role("button", name="Copy as …").click()
     assert all("QVL_API_KEY" not in code for code in codes(page).values())
+    # On a page that is not secure the browser has no clipboard of its own.
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.get_by_role("button", name="Copy as …").click()
+    page.get_by_label("curl", exact=True).check()
+    page.locator("#code-copy button").click()
+    page.locator("#code-copy button", has_text="Copied").wait_for()

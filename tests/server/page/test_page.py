@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from qvl.html.page import page_html
 from tests.pipeline.conftest import TalkingBackend
 from tests.server.conftest import Running, picture
 from tests.server.echo_backend import EchoBackend
@@ -79,6 +80,24 @@ def test_a_picture_that_is_still_being_read_is_waited_for_and_sent(page, serve) 
     page.wait_for_selector(".turn .facts dd")
     assert page.inner_text(ANSWER) == "red 120x90, what is it"
     assert page.locator(".turn.user img").count() == 1
+
+
+def test_a_question_stopped_while_its_picture_is_read_comes_back_whole(page, serve) -> None:
+    server: Running = serve()
+    page.add_init_script(SLOW_FILES)
+    go(page, server.url)
+    drop(page, "large.png", picture("red", (120, 90)))
+    page.fill("#question", "what is it")
+    page.click("#send")
+    page.click("#stop")
+    page.wait_for_selector("#send:enabled")
+    assert page.input_value("#question") == "what is it"
+    assert server.backend.requests == []
+    page.evaluate("readNow()")
+    page.wait_for_selector("#pictures img")
+    page.click("#send")
+    page.wait_for_selector(".turn .facts dd")
+    assert page.inner_text(ANSWER) == "red 120x90, what is it"
 
 
 def test_a_file_that_cannot_be_read_is_named_and_nothing_is_sent_without_it(page, serve, tmp_path: Path) -> None:
@@ -189,3 +208,18 @@ def test_the_examples_of_the_docs_run(page, serve) -> None:
         assert block.locator("pre").first.inner_text().startswith(wanted), operation
         block.locator("summary").click()
     shot(page, "docs")
+
+
+def test_reports_have_the_colours_of_the_page(page, serve) -> None:
+    server: Running = serve()
+    colours = server.get("/static/theme.css").text
+    report = page_html("a report", "<p>text</p>")
+    assert colours in report
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        back = "getComputedStyle(document.body).backgroundColor"
+        go(page, server.url)
+        wanted = page.evaluate(back)
+        page.goto("about:blank")
+        page.set_content(report)
+        assert page.evaluate(back) == wanted

@@ -8,6 +8,7 @@ import mimetypes
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
+from qvl.html.page import theme
 from qvl.server.errors import HttpError
 
 if TYPE_CHECKING:
@@ -17,13 +18,15 @@ _POLICY: Final = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     b"media-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
+# Shared with reports.
+_THEME: Final = "theme.css"
 _NAMES: Final = {"/": "index.html", "/docs": "docs.html"}
 
 
 @functools.cache
 def _file(name: str) -> tuple[bytes, bytes, bytes]:
     """Content, media type and entity tag of one file of this package."""
-    data = (files("qvl.server") / "static" / name).read_bytes()
+    data = theme().encode() if name == _THEME else (files("qvl.server") / "static" / name).read_bytes()
     kind = mimetypes.types_map.get("." + name.rpartition(".")[2], "application/octet-stream")
     if kind.startswith("text/") or kind.endswith("javascript"):
         kind += "; charset=utf-8"
@@ -32,7 +35,8 @@ def _file(name: str) -> tuple[bytes, bytes, bytes]:
 
 @functools.cache
 def static_names() -> frozenset[str]:
-    return frozenset(item.name for item in (files("qvl.server") / "static").iterdir() if item.is_file())
+    own = (item.name for item in (files("qvl.server") / "static").iterdir() if item.is_file())
+    return frozenset(own) | {_THEME}
 
 
 async def page(exchange: Exchange) -> None:

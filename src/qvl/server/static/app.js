@@ -114,7 +114,7 @@ function startPanels() {
 
 // What the pictures will take with the settings as they stand.
 async function showPictureTokens() {
-  const pictures = current().filter(({ width }) => width);
+  const pictures = current().filter(({ width, seconds }) => width && !seconds);
   const told = await Promise.all(pictures.map(pictureTokens));
   $("picture-tokens").textContent = pictures.length
     ? pictures.map(({ name }, index) => `${name}: ${told[index]}`).join("; ") : "A token is 32 × 32 pixels of the picture as it is shown to the model.";

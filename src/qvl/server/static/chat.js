@@ -49,7 +49,10 @@ function answerDoes(index) {
   const before = () => conversation.turns.slice(0, index);
   return {
     regenerate: () => ask(before(), { ...settings(), cache: "fresh" }),
-    code: () => openCode("v1/chat/completions", chatBody(settings(), messagesOf(before(), settings().system)), settings()),
+    code: () => {
+      const asked = conversation.turns[index].settings ?? settings();
+      openCode("v1/chat/completions", chatBody(asked, messagesOf(before(), asked.system)), asked);
+    },
   };
 }
 
@@ -86,7 +89,7 @@ async function ask(turns, wanted) {
   const controller = new AbortController();
   underWay = controller;
   const before = mine.turns;
-  const answer = { role: "assistant", text: "", reasoning: "" };
+  const answer = { role: "assistant", text: "", reasoning: "", settings: wanted };
   mine.turns = [...turns, answer];
   mine.settings = { ...wanted, cache: "use" };
   show();

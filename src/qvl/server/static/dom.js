@@ -40,7 +40,8 @@ export function copyButton(label, text, fields = {}) {
 async function writeClipboard(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const held = element("textarea", { value: text, className: "unseen" });
-  document.body.append(held);
+  // Outside of an open dialog nothing can be selected.
+  (document.querySelector("dialog[open]") ?? document.body).append(held);
   held.select();
   const done = document.execCommand("copy");
   held.remove();

@@ -67,7 +67,7 @@ export function add(files) {
 }
 
 export function addRead(pictures) {
-  current().push(...pictures.map((picture) => ({ ...picture, reading: Promise.resolve() })));
+  current().push(...pictures.map((picture) => (picture.reading ? picture : { ...picture, reading: Promise.resolve() })));
   show();
 }
 
@@ -87,7 +87,9 @@ export function remove(picture) {
 
 // Pictures as they stand when a request is sent, once all of them have been read.
 export async function whenRead(pictures, signal) {
-  await Promise.all(pictures.map((picture) => picture.reading));
+  const stopped = new Promise((_, reject) => { signal?.addEventListener("abort", () => reject(signal.reason), { once: true }); });
+  stopped.catch(() => {});
+  await Promise.race([stopped, Promise.all(pictures.map((picture) => picture.reading))]);
   signal?.throwIfAborted();
   const failed = pictures.find((picture) => picture.failed);
   if (failed) throw new Error(`${failed.name} cannot be read: ${failed.failed.message}`);
