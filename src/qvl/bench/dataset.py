@@ -1,41 +1,22 @@
-"""Sources of benchmark requests: JSONL files in several formats, one picture, or drawn pictures.
-
-| form of a line | comes from |
-|---|---|
-| `{"messages": [...]}`, a bare list of messages | OpenAI; `"images": [...]` beside it from training sets |
-| `{"prompt"}`, `{"text"}`, `{"question"}` | text alone |
-| `{"image_path"}`, `{"image_url"}`, `{"image"}`, `{"images"}` with or without a text | product catalogues |
-| `{"prompt", "image_files"}`, `{"content": [...]}` | vLLM's benchmark |
-| `{"custom_id", "method", "url", "body"}` | OpenAI's batch files |
-
-`id` (or `custom_id`) names an item and `expected` is the right answer. A line with a text and a picture has both.
-"""
+"""Sources of benchmark requests: files of requests, one picture, or drawn pictures."""
 
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
+from qvl.bench.line_forms import PICTURE_KEYS, Messages, NoRequestError, read_forms, user_message
+from qvl.bench.read_rows import is_read, read_rows
 from qvl.config import in_home
 from qvl.errors import ConfigError
-from qvl.sampling import SamplingParams
 from qvl.types import JsonMapping, JsonObject
 
-TEXT_KEYS: Final = ("prompt", "text", "question", "query")
-PICTURE_KEYS: Final = ("image_path", "image_url", "image", "images", "image_files", "image_paths", "image_urls")
-PARAMS: Final = (SamplingParams.names() - {"n"}) | {
-    "max_completion_tokens", "top_logprobs", "response_format", "tools", "tool_choice",
-}  # fmt: skip
-NOT_OURS: Final = frozenset({"model", "messages", "stream", "stream_options"})
 DRAWN: Final = "drawn:"
 MOST_LISTED: Final = 1000
-_MARK: Final = "<image>"
-Messages: TypeAlias = tuple[JsonObject, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +67,12 @@ class Dataset(Protocol):
     def facts(self) -> dict[str, object]: ...
 
 
-class NoRequestError(ValueError):
-    """A line that is not a valid request; the message is the reason."""
-
-
 class Files:
-    """Items of JSONL files, read line by line and not held in memory.
+    """Items of files, in every form of `read_rows` and `read_forms`; lines are not held in memory.
 
     Args:
         patterns: files and globs; a picture file is one item, with `prompt` as its question.
-        base_dir: the folder to which relative picture paths belong; None is the JSONL file's folder.
+        base_dir: the folder to which relative picture paths belong; None is the file's folder.
         prompt: the question for lines and files that have a picture but no text.
         media: the fields in which a line may have its pictures.
         strict: True to raise at the first invalid line.
@@ -133,31 +110,19 @@ class Files:
         index = 0
         first, self._read_once = not self._read_once, True
         for path in self.paths:
-            try:
-                with path.open("rb") as lines:
-                    for number, line in enumerate(lines, 1):
-                        if not line.strip():
-                            continue
-                        where = f"{path}:{number}"
-                        try:
-                            item = self._item(line, index, path, number)
-                        except NoRequestError as exc:
-                            self._note(BadLine(where, str(exc)), first)
-                            continue
-                        yield item
-                        index += 1
-            except OSError as exc:
-                raise ConfigError(f"{path} cannot be read: {exc.strerror}", hint="name a JSONL file") from exc
-
-    def _item(self, line: bytes, index: int, path: Path, number: int) -> Item:
-        try:
-            value = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-        except (ValueError, RecursionError) as exc:
-            raise NoRequestError(f"invalid JSON: {str(exc)[:100]}") from exc
-        name, messages, params, expected = read_form(value, self.prompt, self.media)
-        base = self.base_dir or path.parent
-        where = f"{path}:{number}"
-        return Item(index, name or f"{path.name}:{number}", messages, params, expected, where, base)
+            for number, value in read_rows(path):
+                where = f"{path}:{number}"
+                try:
+                    if isinstance(value, NoRequestError):
+                        raise value
+                    forms = read_forms(value, self.prompt, self.media)
+                except NoRequestError as exc:
+                    self._note(BadLine(where, str(exc)), first)
+                    continue
+                for part, (named, messages, params, expected) in enumerate(forms, 1):
+                    name = (named or f"{path.name}:{number}") + (f"/{part}" if len(forms) > 1 else "")
+                    yield Item(index, name, messages, params, expected, where, self.base_dir or path.parent)
+                    index += 1
 
     def _note(self, bad: BadLine, first: bool) -> None:
         if self.strict:
@@ -182,7 +147,7 @@ class NamedRequest:
 
     def __iter__(self) -> Iterator[Item]:
         name = self.pictures[0] if self.pictures else "prompt"
-        yield Item(0, name, (_user(self.prompt, self.pictures),), where=name, base=Path.cwd())
+        yield Item(0, name, (user_message(self.prompt, self.pictures),), where=name, base=Path.cwd())
 
 
 class Drawn:
@@ -201,7 +166,7 @@ class Drawn:
         width, height = self.size
         for index in range(self.count):
             seed = self.first_seed + index
-            message = _user(self.prompt, (f"{DRAWN}{seed}:{width}x{height}",))
+            message = user_message(self.prompt, (f"{DRAWN}{seed}:{width}x{height}",))
             yield Item(index, f"synthetic-{seed}", (message,), where=f"synthetic:{seed}")
 
 
@@ -221,137 +186,14 @@ def endless(dataset: Dataset) -> Iterator[Item]:
             raise ConfigError("the input has no requests", hint="see the bad lines above")
 
 
-def read_form(
-    value: object, prompt: str, media: Sequence[str] = PICTURE_KEYS
-) -> tuple[str | None, Messages, JsonObject, object]:
-    """Return (id, messages, params, expected) of `value`, a line parsed as JSON; fields are as in `Item`.
-
-    Raises:
-        NoRequestError: the format of the value is unknown.
-    """
-    if isinstance(value, list):
-        return None, _messages(value), {}, None
-    if not isinstance(value, dict):
-        raise NoRequestError(f"a line must be an object or a list of messages, not {type(value).__name__}")
-    name = value.get("custom_id", value.get("id"))
-    name = None if name is None else str(name)
-    expected = value.get("expected")
-    body = value.get("body")
-    if isinstance(body, dict):
-        url = str(value.get("url") or "/v1/chat/completions")
-        if not url.endswith("/chat/completions"):
-            raise NoRequestError(f"the line is for {url[:60]}; only /v1/chat/completions is supported")
-        params = {key: setting for key, setting in body.items() if key not in NOT_OURS}
-        return name, _messages(body.get("messages")), params, expected
-    params = {key: value[key] for key in PARAMS if value.get(key) is not None}
-    pictures = [source for key in media if value.get(key) is not None for source in _sources(value[key], key)]
-    if value.get("messages") is not None:
-        messages = _messages(value["messages"])
-        return name, _illustrated(messages, pictures) if pictures else messages, params, expected
-    if isinstance(value.get("content"), list):
-        return name, _messages([{"role": "user", "content": value["content"]}]), params, expected
-    text = next((value[key] for key in TEXT_KEYS if value.get(key) is not None), None)
-    if text is None and not pictures:
-        raise NoRequestError(f"the object has no messages, text or picture, only: {', '.join(map(str, value))[:100]}")
-    if text is not None and not isinstance(text, str):
-        raise NoRequestError(f"the text must be a string, not {type(text).__name__}")
-    return name, (_user(prompt if text is None else text, pictures),), params, expected
-
-
-def _user(text: str, pictures: Sequence[str]) -> JsonObject:
-    if not pictures:
-        return {"role": "user", "content": text}
-    parts = [_picture(source) for source in pictures]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
-
-
-def _picture(source: str, **more: object) -> JsonObject:
-    return {"type": "image_url", "image_url": {"url": source, **more}}
-
-
-def _sources(value: object, key: str) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    sources = [source.get("url", source.get("path")) if isinstance(source, dict) else source for source in values]
-    names = [source for source in sources if isinstance(source, str)]
-    if len(names) < len(sources):
-        raise NoRequestError(f"{key} must be a picture name or a list of them")
-    return names
-
-
-def _illustrated(messages: Messages, pictures: list[str]) -> Messages:
-    """Return `messages` with `pictures` in place of `<image>` marks, else in the first user message."""
-    unplaced = list(pictures)
-    question = next((index for index, message in enumerate(messages) if message["role"] == "user"), 0)
-    made = []
-    for index, message in enumerate(messages):
-        content = message.get("content")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
-        marked: list[JsonObject] = []
-        for part in parts:
-            texts = part["text"].split(_MARK) if part.get("type") == "text" else []
-            if len(texts) < 2:
-                marked.append(part)
-                continue
-            for before, text in enumerate(texts):
-                if before and unplaced:
-                    marked.append(_picture(unplaced.pop(0)))
-                if text:
-                    marked.append({"type": "text", "text": text})
-        made.append(message if marked == parts and index != question else {**message, "content": marked})
-    if unplaced:
-        made[question] = {**made[question], "content": [*map(_picture, unplaced), *made[question]["content"]]}
-    return tuple(made)
-
-
-def _messages(value: object) -> Messages:
-    if not isinstance(value, list) or not value:
-        raise NoRequestError("messages must be a non-empty list")
-    made = []
-    for message in value:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise NoRequestError("a message must be an object with a role")
-        content = message.get("content")
-        if isinstance(content, list):
-            content = [_part(part) for part in content]
-        elif content is not None and not isinstance(content, str):
-            raise NoRequestError(f"content must be a string or a list, not {type(content).__name__}")
-        made.append({**message, "content": content})
-    return tuple(made)
-
-
-def _part(part: object) -> JsonObject:
-    """Return a content part in OpenAI's chat format; Qwen's and the Responses API's formats are converted."""
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    if not isinstance(part, dict):
-        raise NoRequestError("a content part must be an object or a string")
-    kind = part.get("type") or next((key for key in ("text", "image", "image_url") if key in part), None)
-    if kind in ("text", "input_text"):
-        if not isinstance(part.get("text"), str):
-            raise NoRequestError("a text part has no text")
-        return {"type": "text", "text": part["text"]}
-    if kind in ("image_url", "image", "input_image"):
-        source = next((part[key] for key in ("image_url", "image", "url", "path") if part.get(key) is not None), None)
-        more = {}
-        if isinstance(source, dict):
-            more = {key: value for key, value in source.items() if key not in ("url", "path")}
-            source = source.get("url", source.get("path"))
-        if not isinstance(source, str):
-            raise NoRequestError("a picture part has no picture")
-        return _picture(source, **more)
-    if kind is None:
-        raise NoRequestError("a content part has no type")
-    return part
-
-
 def _expand(pattern: str) -> list[Path]:
     path = in_home(pattern)
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = sorted(path.glob("*.jsonl"))
+        files = sorted(found for found in path.iterdir() if found.is_file() and is_read(found))
     else:
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     if not files:
-        raise ConfigError(f"no file matches {pattern}", hint="name a JSONL file or a glob in quotes")
+        raise ConfigError(f"no file matches {pattern}", hint="name a file of requests, or a glob in quotes")
     return files

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import urlsplit, urlunsplit
 
 from qvl.backends.openai.answer_reader import read_usage
 from qvl.backends.openai.failures import Failed, Repeat, from_event, from_status
@@ -73,7 +74,7 @@ class LoadedEndpoint:
     """The client of one endpoint of a run.
 
     Args:
-        url: the base URL, with `/v1`.
+        url: the base URL; see `base_url`.
         model: the model name; None: the first that the endpoint lists.
         timeout: seconds for one attempt from sending to the last byte.
         verify: True to verify TLS certificates.
@@ -91,6 +92,7 @@ class LoadedEndpoint:
         headers: Mapping[str, str] | None = None,
         verify: bool = True,
     ) -> None:
+        url = base_url(url)
         self.url = url.partition("?")[0].rstrip("/")
         self.model = model or ""
         self.timeout = timeout
@@ -222,6 +224,21 @@ class LoadedEndpoint:
             body = data.decode("utf-8", "replace")
         failed = from_status(max(status, 400), body, headers, self.url)
         return _as_attempt(failed, f"http_{status}", True, status)
+
+
+def base_url(text: str) -> str:
+    """Return the base URL that `text` means: `http://` where it has no scheme, `/v1` where it has no path.
+
+    The path of one API at the end (`/chat/completions`, `/responses` …) is left out.
+    """
+    text = text.strip()
+    if text and "://" not in text and not text.startswith("/"):
+        text = f"http://{text}"
+    parts = urlsplit(text)
+    path = parts.path.rstrip("/")
+    for api in ("/chat/completions", "/completions", "/responses", "/messages", "/decisions", "/models"):
+        path = path.removesuffix(api)
+    return urlunsplit(parts._replace(path=path or "/v1")) if parts.netloc else text
 
 
 def _read_headers(headers: Mapping[str, str], answer: TimedAnswer) -> None:

@@ -28,11 +28,13 @@ _output = partial(typer.Option, rich_help_panel="What to leave")
 class BenchOptions:
     """The options of `qvl bench run`."""
 
-    url: Annotated[list[str] | None, typer.Option(help="Base URL with /v1; several are compared.")] = None
+    url: Annotated[list[str] | None, typer.Option(help="Base URL: host:8000, …/v1; several are compared.")] = None
     model: Annotated[str | None, typer.Option("--model", "-m", help="Default: the first that it lists.")] = None
     api_key: Annotated[str | None, typer.Option(envvar=["QVL_API_KEY", "OPENAI_API_KEY"], help="Its key.")] = None
     header: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A further header.")] = None
-    data: Annotated[list[str] | None, _input("--data", "-d", help="JSONL file or glob; may be repeated.")] = None
+    data: Annotated[
+        list[str] | None, _input("--data", "-d", help="JSONL, JSON, CSV, txt, parquet, .gz; repeatable.")
+    ] = None
     picture: Annotated[
         list[str] | None, _input("--picture", "-f", help="One request with this picture; repeat for more.")
     ] = None

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qvl.bench.dataset import PICTURE_KEYS, BadLine, Files
+from qvl.bench.dataset import BadLine, Files
+from qvl.bench.line_forms import PICTURE_KEYS
 from qvl.errors import ConfigError
 from qvl.evaluation.label_tables import is_table, read_table
 from qvl.types import JsonObject
