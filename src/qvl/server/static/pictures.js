@@ -1,7 +1,8 @@
 // The pictures and videos that will be sent: added by drop, paste, chooser or sample, read, shown, taken.
+import { asDocument, isDocument, isDocumentUrl, pagesField } from "./document_sheet.js";
 import { $, element, fail } from "./dom.js";
 import { pictureTokens } from "./picture_tokens.js";
-import { asVideo, isVideo, isVideoUrl, readFrames, strip } from "./video_strip.js";
+import { asVideo, isVideo, isVideoUrl, posterOf, readFrames, strip } from "./video_strip.js";
 
 // One list for the next turn of the conversation, one for the tabs that look at each picture by itself.
 // A picture is {name, url, width, height, reading}: `url` a data URL, null until the file has been read.
@@ -23,6 +24,7 @@ function readFile(file) {
 // The size that a browser shows, which has EXIF's orientation in it; none for what a browser cannot show.
 export async function measure(picture) {
   if (isVideoUrl(picture.url)) return picture.frames ? undefined : readFrames(picture);
+  if (isDocumentUrl(picture.url)) return undefined;
   const image = new Image();
   image.src = picture.url;
   try {
@@ -36,7 +38,7 @@ export function pictureOf(file, changed = () => {}) {
   const picture = { name: file.name || "pasted", url: null };
   // Never rejects: who waits for several reads wants them all, whichever fails.
   picture.reading = readFile(file).then(async (url) => {
-    picture.url = isVideo(file) ? asVideo(url) : url;
+    picture.url = isVideo(file) ? asVideo(url) : isDocument(file) ? asDocument(url) : url;
     changed(picture);
     await measure(picture);
     changed(picture);
@@ -51,7 +53,7 @@ export const isPicture = (file) => file.type.startsWith("image/") || /\.(avif|bm
 
 export function add(files) {
   const list = current();
-  const images = [...files].filter((file) => isPicture(file) || isVideo(file));
+  const images = [...files].filter((file) => isPicture(file) || isVideo(file) || isDocument(file));
   const others = [...files].filter((file) => !images.includes(file)).map((file) => file.name || "pasted");
   for (const file of images) {
     list.push(pictureOf(file, (picture) => {
@@ -63,7 +65,7 @@ export function add(files) {
     }));
   }
   show();
-  if (others.length) fail(`Not a picture or video: ${others.join(", ")}`);
+  if (others.length) fail(`Not a picture, video or PDF: ${others.join(", ")}`);
 }
 
 export function addRead(pictures) {
@@ -119,7 +121,7 @@ export function choose(name) {
 
 function thumbnail(picture) {
   if (!picture.url) return element("span", { className: "reading", textContent: `reading ${picture.name} …` });
-  return isVideoUrl(picture.url) ? strip(picture) : element("img", { src: picture.url, alt: picture.name });
+  return isVideoUrl(picture.url) ? strip(picture) : element("img", { src: posterOf(picture), alt: picture.name });
 }
 
 export function show() {
@@ -136,6 +138,6 @@ export function show() {
     else if (picture.width) pictureTokens(picture).then((told) => { count.textContent = told; });
     return element("li", {}, thumbnail(picture), element("div", { className: "about" },
       element("span", { className: "name", textContent: picture.name, title: picture.name }), away),
-    element("div", { className: "about" }, element("span", { textContent: size }), count));
+    element("div", { className: "about" }, element("span", { textContent: size }), count), pagesField(picture));
   }));
 }

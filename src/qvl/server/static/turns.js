@@ -1,9 +1,9 @@
 // The turns of a conversation as elements.
 import { button, copyButton, element, facts, seconds, tokens } from "./dom.js";
 import { markdown } from "./markdown.js";
-import { isVideoUrl, strip } from "./video_strip.js";
+import { isVideoUrl, posterOf, strip } from "./video_strip.js";
 
-const seen = (picture) => (isVideoUrl(picture.url) ? strip(picture) : element("img", { src: picture.url, alt: picture.name }));
+const seen = (picture) => (isVideoUrl(picture.url) ? strip(picture) : element("img", { src: posterOf(picture), alt: picture.name }));
 
 export function pictureRow(pictures, open) {
   if (!pictures.length) return null;

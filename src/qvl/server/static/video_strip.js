@@ -1,4 +1,5 @@
 // Videos of the page: known by their data URL, shown as a strip of frames with their times where the browser plays them.
+import { SHEET, isDocumentUrl } from "./document_sheet.js";
 import { element } from "./dom.js";
 
 const FRAMES = 8;
@@ -18,7 +19,7 @@ export const partOf = (url) => (isVideoUrl(url)
   ? { type: "video_url", video_url: { url } } : { type: "image_url", image_url: { url } });
 
 // A picture to draw where one is all that fits.
-export const posterOf = (shown) => shown.frames?.[0]?.src ?? shown.url;
+export const posterOf = (shown) => shown.frames?.[0]?.src ?? (isDocumentUrl(shown.url) ? SHEET : shown.url);
 
 const happened = (video, name) => new Promise((resolve, reject) => {
   const timer = setTimeout(reject, PATIENCE);
