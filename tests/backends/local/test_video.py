@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from qvl.backends.local.backend import LocalBackend
 from qvl.backends.local.text.prompt import times_of_pairs
 from qvl.media.load_video import load_video
 from qvl.media.policy import MediaPolicy
@@ -101,3 +103,23 @@ def test_the_time_of_two_frames_is_the_middle_of_their_own(times: list[float], t
     assert [float(f"{at:.1f}") for at in times_of_pairs(times)] == told
     theirs = module.Qwen3VLProcessor._calculate_timestamps(SimpleNamespace(), list(times), 1.0, 2)
     assert times_of_pairs(times) == pytest.approx(theirs)
+
+
+@pytest.mark.asyncio
+async def test_frames_that_were_chosen_differently_are_told_with_different_times(tmp_path: Path) -> None:
+    """A clip of 380 frames at 30 a second, 8 of them shown: the model reads when each of them is."""
+    clip = film(tmp_path / "clip.mp4", frames=380, fps=30, size=(64, 48))
+    at_will = tuple(number / 30 for number in (40, 68, 133, 167, 217, 233, 280, 302))
+    evenly = tuple(round(number * 379 / 7) / 30 for number in range(8))
+    cases = (
+        (VideoSampling(nframes=8), [0.9, 4.5, 8.1, 11.7]),
+        (VideoSampling(timestamps=evenly), [0.9, 4.5, 8.1, 11.7]),
+        (VideoSampling(timestamps=at_will), [1.8, 5.0, 7.5, 9.7]),
+        (VideoSampling(nframes=8, video_start=4, video_end=8), [4.3, 5.4, 6.6, 7.7]),
+    )
+    async with LocalBackend(device="cpu", kv_cache_bytes=64 << 20) as backend:
+        for sampling, told in cases:
+            part = VideoPart(load_video(clip, sampling=sampling))
+            tokens = await backend.tokenize(ChatRequest((Message("user", (part, TextPart("When?"))),)), texts=True)
+            shown = "".join(tokens.texts or ())
+            assert [float(at) for at in re.findall(r"<([\d.]+) seconds><\|vision_start\|>", shown)] == told

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qvl import media
 from qvl.backends.local.backend import LocalBackend
+from qvl.backends.openai.wire import Dialect, request_body
 from qvl.backends.vllm.backend import DEFAULT_VIDEOS, VllmBackend
 from qvl.errors import RequestError
 from qvl.media.load_video import load_video
@@ -118,3 +121,18 @@ def test_a_cut_through_a_video_is_refused(engine: VllmBackend, loop: Loop, films
     for kept in (keep, keep - 1):
         with pytest.raises(RequestError, match=r"would cut a (video|picture) in two"):
             loop.run_until_complete(engine.generate(asked(*request.messages[0].parts, truncate_prompt_tokens=kept)))
+
+
+def test_frames_that_an_endpoint_is_sent_are_read_by_vllm_with_their_times(films: dict[str, Path]) -> None:
+    from vllm.multimodal.media.image import ImageMediaIO
+    from vllm.multimodal.media.video import VideoMediaIO
+
+    part = shown(films["mkv"], timestamps=(0.2, 0.5, 1.9))
+    body = json.loads(b"".join(request_body(asked(part), "m", Dialect(videos="frames"))))
+    (sent,) = body["messages"][0]["content"]
+    kind, _, text = sent["video_url"]["url"].removeprefix("data:").partition(";base64,")
+    told = VideoMediaIO.merge_kwargs({"num_frames": 2}, body["media_io_kwargs"]["video"])
+    frames, known = VideoMediaIO(ImageMediaIO(), **told).load_base64(kind, text).media
+    assert np.array_equal(frames, np.stack([np.array(frame.rgb()) for frame in part.video.frames]))
+    assert [at / known["fps"] for at in known["frames_indices"]] == [0.2, 0.5, 1.9]
+    assert not known["do_sample_frames"]
