@@ -22,7 +22,7 @@ def still(number: int, of: int, size: tuple[int, int]) -> Image.Image:
     image = draw(DrawnProduct("NORVIK", "mug", "blue", 1), 3, size).copy()
     pen = ImageDraw.Draw(image)
     pen.rectangle((0, 0, size[0], size[1] // 2), fill="white")
-    pen.rectangle((0, 0, size[0] * (number + 1) // of - 1, size[1] // 2), fill="black")
+    pen.rectangle((0, 0, max(0, size[0] * (number + 1) // of - 1), size[1] // 2), fill="black")
     return image
 
 
