@@ -105,6 +105,7 @@ def test_the_time_of_two_frames_is_the_middle_of_their_own(times: list[float], t
     assert times_of_pairs(times) == pytest.approx(theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_frames_that_were_chosen_differently_are_told_with_different_times(tmp_path: Path) -> None:
     """A clip of 380 frames at 30 a second, 8 of them shown: the model reads when each of them is."""
