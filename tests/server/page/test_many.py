@@ -130,6 +130,18 @@ def test_a_table_names_pictures_and_questions_and_failures_are_told(page, serve)
     assert told[2]["error"].startswith("data:image/png is not a picture")
 
 
+def test_what_is_dropped_on_the_tab_is_its_batch(page, serve) -> None:
+    server: Running = serve(TalkingBackend())
+    go(page, server.url)
+    page.click("#tab-batch")
+    drop(page, "a.png", picture("red"))
+    page.locator("#batch-chosen", has_text="Pictures: 1 picture.").wait_for()
+    drop(page, "table.csv", b"name,colour\nx,red\n", "text/csv")
+    page.locator("#error", has_text="table.csv has no column of pictures").wait_for()
+    drop(page, "notes.txt", b"hello", "text/plain")
+    page.locator("#error", has_text="There is no picture in it").wait_for()
+
+
 def test_a_batch_waits_for_a_server_that_is_away(page, serve, tmp_path: Path) -> None:
     server: Running = serve(TalkingBackend(reply=lambda request: '{"brand": null, "category": null, "attributes": {}}'))
     go(page, server.url)

@@ -14,7 +14,7 @@ const views = new Map();
 function take(files) {
   linesOf(files).then((found) => {
     const folder = (files[0].inside || files[0].webkitRelativePath || "").split("/")[0];
-    chosen = { ...found, name: files.find(({ name }) => /\.(csv|tsv)$/i.test(name))?.name ?? (folder || `${found.lines.length} pictures`) };
+    chosen = { ...found, name: files.find(({ name }) => /\.(csv|tsv)$/i.test(name))?.name ?? (folder || "Pictures") };
     fail("");
     showChosen();
   }, (error) => fail(error.message));

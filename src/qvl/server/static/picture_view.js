@@ -135,9 +135,9 @@ function mark(place, number, layer) {
     scale: (unit) => {
       if (!box) shape.setAttribute("r", unit * 1.4);
       text.setAttribute("x", box ? box.x1 : point.x + unit * 2);
-      text.setAttribute("y", Math.max(unit * 3, (box ? box.y1 : point.y) - unit * 0.6));
-      text.setAttribute("font-size", unit * 3);
-      text.setAttribute("stroke-width", unit * 0.6);
+      text.setAttribute("y", Math.max(unit * 5, (box ? box.y1 : point.y) - unit * 0.6));
+      text.setAttribute("font-size", unit * 5);
+      text.setAttribute("stroke-width", unit * 0.8);
     },
     on: (wanted) => made.classList.toggle("on", wanted.includes(name)),
   };
