@@ -16,6 +16,20 @@ from tests.server.conftest import Running, picture
 from tests.server.page.conftest import drop, go, shot
 
 
+def test_one_question_to_two_models(page, serve) -> None:
+    server: Running = serve(TalkingBackend(), served_model_names=("small", "large"))
+    go(page, server.url)
+    page.click("#tab-compare")
+    page.select_option("#model-a", "small")
+    page.select_option("#model-b", "large")
+    with page.expect_request("**/v1/chat/completions") as first:
+        page.click("#compare")
+    assert first.value.post_data_json["model"] == "small"
+    page.wait_for_selector("#compare:enabled")
+    told = page.locator(".side .facts").all_inner_texts()
+    assert ["small" in told[0], "large" in told[1]] == [True, True]
+
+
 def test_one_question_with_two_settings_side_by_side(page, serve) -> None:
     said = {0.0: "NORVIK, a **mug**", 0.9: "NORVIK"}
     server: Running = serve(TalkingBackend(reply=lambda asked: said[asked.sampling.temperature]))
