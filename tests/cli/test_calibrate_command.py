@@ -168,3 +168,14 @@ def test_a_calibration_of_another_model_is_one_line(qvl: Callable[..., Ran], she
     ran = qvl("analyze", picture, *MODEL, "--abstain", "0.9")
     assert ran.code == 2
     assert "abstain needs a calibration" in ran.error
+
+
+def test_locate_refuses_a_calibration_that_is_not_of_boxes(qvl: Callable[..., Ran], shelf: Path) -> None:
+    assert qvl("calibrate", str(shelf), *MODEL, "-o", "cal.json").code == 0
+    picture = str(shelf.parent / "0.png")
+    refused = qvl("locate", picture, "the brand", *MODEL, "--calibration", "cal.json", "--abstain", "0.9")
+    assert refused.code == 2
+    assert "the calibration cal.json is not of boxes" in refused.error
+    refused = qvl("locate", picture, "the brand", "--points", *MODEL, "--calibration", "cal.json")
+    assert refused.code == 2
+    assert "points have no calibration" in refused.error

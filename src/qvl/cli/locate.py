@@ -49,6 +49,10 @@ def locate(
         _check_overlay(overlay, len(work_items))
     request = settings.request()
     pipeline = settings.build(concurrency=run.concurrency)
+    calibrator = pipeline.executor.calibrator
+    if calibrator is not None and (points or calibrator.calibration.locations is None):
+        what = "points have no calibration" if points else f"the calibration {settings.calibration} is not of boxes"
+        raise ConfigError(what, hint="leave --calibration out, or make one with `qvl calibrate --locate`")
 
     async def answer_one(source: Pictures, request_id: str) -> Answer:
         (one,) = listed(source)
