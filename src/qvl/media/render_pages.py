@@ -17,7 +17,7 @@ _FAULTS = {
     5: ("encrypted", "in a way that PDFium does not know"),
 }
 # What a file of 64 MiB, its decoded pictures and one rendered page need, with room.
-_MEMORY = 3 * 2**30
+_MEMORY = 2**30
 
 
 def main(task: dict[str, Any]) -> None:
