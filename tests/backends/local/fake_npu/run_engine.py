@@ -3,8 +3,8 @@
     run_engine.py COUNT [setting=value ...]
 
 `random` takes a random-weight model, whose every token depends on all before it, in place of the bundled one, `hybrid`
-a Qwen3.5 of that kind;
-`two-cards` spreads it over npu:0 and npu:1. Prints "equal COUNT" and, as JSON, what was counted.
+a Qwen3.5 of that kind; `lora` has every other request answered by an adapter; `two-cards` spreads the model over npu:0
+and npu:1. Prints "equal COUNT" and, as JSON, what was counted.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from qvl.backends.local.backend import LocalBackend  # noqa: E402 - the paths co
 from qvl.types import ResponseFormat, Result  # noqa: E402
 from tests.backends.local.checkpoints import random_checkpoint, random_hybrid  # noqa: E402 - the paths come first
 from tests.backends.local.requests import ask, mixed  # noqa: E402
+from tests.backends.lora_files import random_adapter  # noqa: E402 - the paths come first
 
 TWO_CARDS = {
     "model.visual": 1,
@@ -49,6 +50,8 @@ def answers(model: str | None, device: str, count: int, **settings: Any) -> tupl
                 ask(3, "x", max_tokens=30).replace(response_format=ResponseFormat("choice", choices=("mug", "bag"))),
                 ask("Say hello.", max_tokens=40, ignore_eos=True),
             ]
+            if "lora" in sys.argv:
+                wanted = [request.replace(adapter="shelf" * (at % 2)) for at, request in enumerate(wanted)]
             results = await asyncio.gather(*(backend.generate(request) for request in wanted))
             again = await asyncio.gather(*(backend.generate(request) for request in wanted[:4]))
             assert [r.text for r in again] == [r.text for r in results[:4]]
@@ -66,8 +69,11 @@ if __name__ == "__main__":
     with TemporaryDirectory() as place:
         makes = {"random": random_checkpoint, "hybrid": random_hybrid}
         model = next((str(make(Path(place))) for name, make in makes.items() if name in sys.argv), None)
-        there, _, _ = answers(model, "cpu", number)
-        here, counted, described = answers(model, "auto", number, **wishes)
+        more: dict[str, Any] = {}
+        if "lora" in sys.argv:
+            more["adapter"] = {"shelf": str(random_adapter(Path(place) / "adapter", seed=1))}
+        there, _, _ = answers(model, "cpu", number, **more)
+        here, counted, described = answers(model, "auto", number, **wishes, **more)
     assert described.startswith("npu:0 (Ascend"), described
     assert [[c.text for c in r.choices] for r in here] == [[c.text for c in r.choices] for r in there]
     assert [r.usage.completion_tokens for r in here] == [r.usage.completion_tokens for r in there]
