@@ -7,11 +7,11 @@ import re
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from qvl.bench import report
 from qvl.bench.pairs import PairSummary
-from qvl.bench.record import EndpointName, write_text
+from qvl.bench.record import EndpointName, RunRequest, write_text
 from qvl.bench.summary import EndpointSummary, Points, Summary
 from qvl.errors import MissingDependencyError
 from qvl.html.page import page_html
@@ -19,6 +19,9 @@ from qvl.suggest import install_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+FEWEST: Final = 8
+"""Points of a plot; fewer say less than the table."""
 
 
 def write(summary: Summary, path: Path) -> None:
@@ -45,10 +48,20 @@ def html(summary: Summary) -> str:
     formulas = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in data["formulas"].items()
     )
-    plan = escape(", ".join(f"{name}={value}" for name, value in data["asked"]["plan"].items() if value))
-    head = f'<h1>qvl bench</h1><p class="facts">{at} · {plan}</p>'
+    head = f'<h1>qvl bench</h1><p class="facts">{at}</p>'
+    parts.append(_parameters(data["asked"]))
     parts.append(f"<h2>What the figures are</h2><table>{formulas}</table>")
     return page_html("qvl bench", "\n".join([head, *parts]))
+
+
+def _parameters(asked: RunRequest) -> str:
+    """Return the parameters of the run as a table: endpoints, input, load, and fields of every request."""
+    rows = [("endpoint", f"{endpoint['url']} · {endpoint['model']}") for endpoint in asked["endpoints"]]
+    rows += [(name, str(value)) for name, value in asked["input"].items()]
+    rows += [(name, str(value)) for name, value in asked["plan"].items() if value not in (None, False, {}, 0)]
+    rows += [("stream", str(asked["stream"])), *((name, str(value)) for name, value in asked["params"].items())]
+    cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value[:500])}</td></tr>" for name, value in rows)
+    return f"<h2>Parameters of the run</h2><table>{cells}</table>"
 
 
 def _endpoint(endpoint: EndpointSummary) -> str:
@@ -63,8 +76,9 @@ def _endpoint(endpoint: EndpointSummary) -> str:
         f"<tr><th>{escape(kind)}</th><td>{escape(text)}</td></tr>" for kind, text in endpoint["error_examples"].items()
     )
     title = escape(f"{endpoint['url']} · {endpoint['model']}{clients}")
-    return f"<h2>{title}</h2><table><tr><th>ms</th>{head}</tr>{rows}</table><table>{facts}</table>" + (
-        f"<h3>Errors</h3><table>{errors}</table>" if errors else ""
+    return (
+        f'<h2>{title}</h2><div class="wide"><table><tr><th>ms</th>{head}</tr>{rows}</table></div><table>{facts}</table>'
+        + (f"<h3>Errors</h3><table>{errors}</table>" if errors else "")
     )
 
 
@@ -92,16 +106,83 @@ def plots(summary: Summary) -> dict[str, str]:
         MissingDependencyError: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure
+        import matplotlib as mpl  # noqa: F401
     except ModuleNotFoundError as exc:
         raise MissingDependencyError("plots need the matplotlib package", hint=install_line("bench")) from exc
     names = [endpoint["url"] for endpoint in summary.data["asked"]["endpoints"]]
-    drawn = {
-        "Latency distribution": _latencies(Figure(figsize=(9, 3.4), layout="constrained"), summary.points, names),
-        "Timeline": _timeline(Figure(figsize=(9, 4.4), layout="constrained"), summary.points),
-        "Throughput against concurrency": _throughput(Figure(figsize=(9, 3.4), layout="constrained"), summary, names),
-    }
+    levels = any(len(rows) > 1 for rows in summary.data.get("sweep", ()))
+    gaps = any(len(values) >= FEWEST for values in summary.points.gaps.values())
+    answered = sum(point[4] for point in summary.points.kept)
+    drawn = {}
+    if answered >= FEWEST:
+        drawn["Latency distribution"] = _latencies(_figure(3.4), summary.points, names)
+    if gaps:
+        drawn["Time between tokens"] = _between_tokens(_figure(3.0), summary.points, names)
+    if levels:
+        drawn["Latency against load"] = _against_load(_figure(3.4), summary, names)
+        drawn["Distribution at each level"] = _levels(_figure(3.4), summary, names)
+    if summary.points.count >= FEWEST:
+        drawn["Timeline"] = _timeline(_figure(4.4), summary.points)
+    if levels or len(summary.points.seconds) >= FEWEST:
+        drawn["Throughput against concurrency"] = _throughput(_figure(3.4), summary, names)
     return {title: svg(figure) for title, figure in drawn.items()}
+
+
+def _figure(height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(9, height), layout="constrained")
+
+
+def _between_tokens(figure: Figure, points: Points, names: list[str]) -> Figure:
+    axis = figure.subplots()
+    for number, values in sorted(points.gaps.items()):
+        milliseconds = [1000 * gap for gap in values]
+        axis.hist(milliseconds, bins=50, histtype="step", density=True, label=names[number])
+    axis.set(xlabel="time between two pieces of an answer, ms", ylabel="density")
+    axis.grid(alpha=0.3)
+    if len(names) > 1:
+        axis.legend(fontsize="small")
+    return figure
+
+
+def _against_load(figure: Figure, summary: Summary, names: list[str]) -> Figure:
+    """Plot TTFT and E2E of each level of a sweep against its throughput: where more load only makes answers late."""
+    axes = figure.subplots(1, 2)
+    for number, rows in enumerate(summary.data["sweep"]):
+        rates = [row["requests_per_second"] or 0 for row in rows]
+        for axis, lines in ((axes[0], ("ttft_p50",)), (axes[1], ("e2e_p50", "e2e_p99"))):
+            for name in lines:
+                values = [row[name] or float("nan") for row in rows]  # type: ignore[literal-required]
+                label = f"{names[number]} {name[-3:]}" if len(names) > 1 else name[-3:]
+                axis.plot(rates, values, marker="o", label=label)
+        for row, rate in zip(rows, rates, strict=True):
+            axes[1].annotate(str(row["clients"]), (rate, row["e2e_p50"] or 0), fontsize="x-small")
+    for axis, name in ((axes[0], "TTFT, s"), (axes[1], "E2E, s (numbers: clients)")):
+        axis.set(xlabel="requests a second", ylabel=name, ylim=(0, None))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    return figure
+
+
+def _levels(figure: Figure, summary: Summary, names: list[str]) -> Figure:
+    """Plot the E2E latencies of each level of a sweep, from p50 to p99."""
+    axis = figure.subplots()
+    groups = [group for group in summary.data["all"] if group["figures"]["e2e"]]
+    places = sorted({group["clients"] or 0 for group in groups})
+    for number, name in enumerate(names):
+        urls = [group for group in groups if group["url"] == name]
+        for group in urls:
+            stats = group["figures"]["e2e"]
+            assert stats is not None
+            at = places.index(group["clients"] or 0) + 0.15 * number
+            axis.vlines(at, stats["p50"], stats["p99"], color=f"C{number}", linewidth=2, alpha=0.5)
+            for column, mark in (("p50", "o"), ("p90", "_"), ("p99", "^")):
+                axis.plot(at, stats[column], mark, color=f"C{number}")  # type: ignore[literal-required]
+    axis.set_xticks(range(len(places)), [str(place) for place in places])
+    axis.set(xlabel="clients", ylabel="E2E, s: p50, p90, p99", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    return figure
 
 
 def _latencies(figure: Figure, points: Points, names: list[str]) -> Figure:
@@ -181,6 +262,7 @@ def svg(figure: Figure) -> str:
 
     out = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "qvl"}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    text = out.getvalue()
+        figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
+    # The colours of the page around it, by day and by night.
+    text = out.getvalue().replace("#000000", "currentColor").replace("#ffffff", "var(--card)")
     return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -16,6 +16,7 @@ from qvl.bench.record import RESULTS, RUN, BadLines, ClientFacts, RequestRecord,
 
 KNEE: Final = 0.9
 KEPT_POINTS: Final = 4_000
+KEPT_GAPS: Final = 50_000
 LATE_SHARE: Final = 0.02
 SLOW_PACE: Final = 0.9
 
@@ -66,16 +67,23 @@ class SummaryData(TypedDict):
 
 @dataclass(slots=True)
 class Points:
-    """Data for plots: a uniform sample of (start, end, ttft, latency, success, endpoint), and requests per second."""
+    """Data for plots: a uniform sample of (start, end, ttft, latency, success, endpoint), and requests per second.
+
+    `gaps` are seconds between two pieces of an answer, by endpoint, of the first answers.
+    """
 
     kept: list[tuple[float, float, float | None, float, bool, int]] = field(default_factory=list)
     seconds: dict[int, list[int]] = field(default_factory=dict)
+    gaps: dict[int, list[float]] = field(default_factory=dict)
     count: int = 0
     _dice: random.Random = field(default_factory=lambda: random.Random(0))
 
     def add(self, record: RequestRecord, offset: float) -> None:
         start, end = record.start + offset, record.end + offset
         self.seconds.setdefault(int(end), [0, 0])[not record.success] += 1
+        gaps = self.gaps.setdefault(record.endpoint, [])
+        if record.success and len(gaps) < KEPT_GAPS:
+            gaps += record.itl
         self.count += 1
         point = (start, end, record.ttft, record.latency, record.success, record.endpoint)
         if len(self.kept) < KEPT_POINTS:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
+from collections import Counter
+from datetime import datetime
 from html import escape
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from statistics import median
+from typing import TYPE_CHECKING, Final, Protocol
 
 from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis
@@ -21,6 +24,17 @@ if TYPE_CHECKING:
     from qvl.errors import QvlError
     from qvl.evidence.located import Locations
     from qvl.types import Result
+
+
+_COMMONEST: Final = 6
+_CONTROLS: Final = """<div class="controls" id="controls" hidden>
+<label>Find<input id="find" type="search"></label>
+<label>Show<select id="state"><option value="">all<option value="answered">answered
+<option value="asked">not from the cache<option value="hit">from the cache<option value="failed">failed</select></label>
+<label>Sort by<select id="sort"><option value="order">order of the run<option value="name">name
+<option value="sure">least sure first<option value="slow">slowest first</select></label>
+<button id="sheet" type="button" aria-pressed="false">Contact sheet</button>
+<span class="facts" id="shown" role="status"></span></div>"""
 
 
 class ReportRow(Protocol):
@@ -51,15 +65,25 @@ class HtmlReport:
         self._done = 0
         self._hits = 0
         self._failed = 0
+        self._began = datetime.now().astimezone()
+        self._seconds: list[float] = []
+        self._tokens = 0
+        self._models: Counter[str] = Counter()
+        self._values: dict[str, Counter[str]] = {}
 
     def add(self, row: ReportRow) -> None:
         """Append a row."""
+        state, seconds, sure = "failed", "", ""
         if row.result is None:
             self._failed += 1
             pictures, answer = "", f'<p class="failed">{escape(str(row.error))}</p>'
         else:
             self._done += 1
-            self._hits += row.result.cache == "hit"
+            self._count(row.result, row.analysis)
+            state = f"answered {'hit' if row.result.cache == 'hit' else 'asked'}"
+            seconds = f"{row.result.timing.total:.6f}"
+            if row.analysis is not None and row.analysis.confidence is not None:
+                sure = f"{row.analysis.confidence:.6f}"
             located = row.located or ([] if row.analysis is None else row.analysis.located)
             if row.result.videos:
                 pictures = media_html(row.result.pictures, row.result.videos)
@@ -71,8 +95,10 @@ class HtmlReport:
             answer = answer if row.located is None else places_html(row.located)
             answer += "".join(f'<p class="facts">{escape(fact)}</p>' for fact in facts)
         name = f'<span class="name">{escape(_printable(row.picture))}</span>'
+        data = {"order": len(self._articles), "name": _printable(row.picture), "state": state, "seconds": seconds}
+        told = "".join(f' data-{key}="{escape(str(value))}"' for key, value in (*data.items(), ("sure", sure)))
         self._articles.append(
-            f'<article id="{escape(row.request_id)}"><div class="pictures">{pictures}{name}</div>'
+            f'<article id="{escape(row.request_id)}"{told}><div class="pictures">{pictures}{name}</div>'
             f'<div class="answer">{answer}</div></article>'
         )
 
@@ -92,10 +118,42 @@ class HtmlReport:
     def html(self) -> str:
         """Return the whole page."""
         title = _printable(self.title)
-        at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        counts = f"{self._done} answered ({self._hits} from the cache), {self._failed} failed · {at}"
-        head = f'<h1>{escape(title)}</h1><p class="facts">{counts}</p>'
-        return page_html(title, "\n".join([head, *self._articles]))
+        rows = f'<main id="rows">{"".join(self._articles)}</main>'
+        script = (files("qvl.html") / "report.js").read_text(encoding="utf-8")
+        return page_html(title, "\n".join([f"<h1>{escape(title)}</h1>", self._summary(), _CONTROLS, rows]), script)
+
+    def _count(self, result: Result, analysis: AnalysisResult[object] | None) -> None:
+        if result.cache == "hit":
+            self._hits += 1
+        else:
+            self._tokens += result.usage.total_tokens
+        self._seconds.append(result.timing.total)
+        self._models[f"{result.backend}:{result.model}"] += 1
+        if analysis is not None and isinstance(analysis.value, ProductAnalysis):
+            for name, value in (("brand", analysis.value.brand), ("category", analysis.value.category)):
+                self._values.setdefault(name, Counter())[value or "none"] += 1
+
+    def _summary(self) -> str:
+        """Return counts, times and the commonest values; times are those of this machine, with their offset."""
+        ended = datetime.now().astimezone()
+        tiles = [(str(len(self._articles)), "pictures"), (str(self._done), "answered")]
+        tiles += [(str(self._hits), "from the cache"), (str(self._failed), "failed")]
+        if self._seconds:
+            tiles += [(f"{median(self._seconds):.2f} s", "median time"), (f"{max(self._seconds):.2f} s", "longest")]
+            tiles.append((f"{self._tokens:,}", "tokens asked for"))
+        boxes = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for value, name in tiles)
+        spent = (ended - self._began).total_seconds()
+        began = f'<time datetime="{self._began.isoformat()}">{self._began:%Y-%m-%d %H:%M:%S}</time>'
+        models = ", ".join(escape(_printable(model)) for model in self._models)
+        facts = [f"{began} to {ended:%H:%M:%S %z}, {spent:,.1f} s", *([models] if models else [])]
+        for name, counts in self._values.items():
+            common = ", ".join(
+                f"{escape(_printable(value))} {count}" for value, count in counts.most_common(_COMMONEST)
+            )
+            more = len(counts) - _COMMONEST
+            facts.append(f"{name}: {common}" + (f" and {more} more" if more > 0 else ""))
+        lines = "".join(f'<p class="facts">{fact}</p>' for fact in facts)
+        return f'<div class="tiles">{boxes}</div>{lines}'
 
 
 def _analysis(analysis: AnalysisResult[object]) -> str:
