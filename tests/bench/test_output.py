@@ -61,8 +61,8 @@ def test_a_run_leaves_results_summary_and_a_page_that_needs_no_other_file(
     assert "(E2E - TTFT) / (completion tokens - 1)" in ran.stdout
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "results.jsonl", "run.json", "summary.json"]
     page = (out / "report.html").read_text()
-    assert page.count("<svg") == 3
-    for title in ("Latency distribution", "Timeline", "Throughput against concurrency", endpoint.url):
+    assert page.count("<svg") >= 3
+    for title in ("Latency distribution", "Time between tokens", "Timeline", endpoint.url):
         assert title in page
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", page)
 
@@ -237,3 +237,17 @@ def test_what_is_done_is_known_by_endpoint_and_place() -> None:
     assert (1, 9) not in done
     assert (0, 7) not in done
     assert done.count == 4
+
+
+def test_the_page_draws_load_and_tokens_and_nothing_of_three_points(bench, lines, tmp_path: Path) -> None:
+    with ScriptedEndpoint() as endpoint:
+        bench("--url", endpoint.url, "-d", lines(*prompts(3)), "--out", tmp_path / "few", "-p", "temperature=0.5")
+        sweep = ("--sweep", "-c", 4, "-n", 12, "--out", tmp_path / "many")
+        bench("--url", endpoint.url, "-d", lines(*prompts(12)), *sweep)
+    few, many = ((tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("few", "many"))
+    drawn = ("Latency distribution", "Timeline", "Throughput against concurrency", "Latency against load")
+    assert not any(title in few for title in drawn)
+    assert all(title in many for title in (*drawn, "Distribution at each level"))
+    assert "<tr><th>temperature</th><td>0.5</td></tr>" in few
+    assert "currentColor" in many
+    assert "#000000" not in many

@@ -24,6 +24,8 @@ img{border-radius:6px}
 .answer p,p.answer{white-space:pre-wrap;margin:.2rem 0}
 table{border-collapse:collapse;margin:.5rem 0}
 td,th{text-align:left;padding:.15rem .9rem .15rem 0;vertical-align:top;overflow-wrap:anywhere}
+th{overflow-wrap:normal}
+p.facts{margin:.2rem 0}
 td.number,td.price{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 ul{list-style:none;margin:0;padding:0}
 ul ul{border-left:2px solid var(--line);margin-left:.4rem;padding-left:1rem}
