@@ -64,7 +64,7 @@ slow: $(STAMP) ## the tests that take minutes, and those in a browser
 # What llamafactory's images pin. Its own constraints, since the older transformers needs the older hub client.
 test-compat: ## the local backend under transformers 4.57.1, in an environment of its own
 	test -x .venv-compat/bin/python || $(PYTHON) -m venv .venv-compat
-	$(call install,.venv-compat/bin/python,torch==$(TORCH) transformers==4.57.1 -e '.[local]' \
+	$(call install,.venv-compat/bin/python,torch==$(TORCH) transformers==4.57.1 -e '.[local$(comma)video]' \
 		accelerate pytest pytest-timeout pytest-asyncio pytest-xdist hypothesis)
 	$(PARALLEL:$(BIN)/%=.venv-compat/bin/%) tests/backends/local tests/tiny tests/training -m "$(FAST)"
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from PIL import Image
@@ -107,6 +108,8 @@ class Reference:
         processing_qwen3_vl = import_module(f"{home}.processing_qwen3_vl")
         video_processing_qwen3_vl = import_module(f"{home}.video_processing_qwen3_vl")
         processor = video_processing_qwen3_vl.Qwen3VLVideoProcessor
+        if not hasattr(processor, "patchify"):
+            pytest.skip("this transformers cuts videos into patches within a method that needs torchvision")
         settings = json.loads((self.folder / "video_preprocessor_config.json").read_text(encoding="utf-8"))
         frames = [frame.rgb() for frame in video.frames]
         height, width = video_processing_qwen3_vl.smart_resize(
