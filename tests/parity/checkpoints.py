@@ -69,3 +69,25 @@ def with_another_layer(folder: Path) -> Path:
 
     _weights(folder, change)
     return folder
+
+
+def with_another_tokenizer(folder: Path) -> Path:
+    """A folder with an earlier revision of the tokenizer: its last merges are not there yet, the vocabulary is."""
+    copied(folder)
+    _edit(folder / "tokenizer.json", lambda whole: whole["model"].update(merges=whole["model"]["merges"][:300]))
+    return folder
+
+
+def with_another_budget(folder: Path) -> Path:
+    """A folder whose processor gives pictures at most a third of the pixels."""
+    copied(folder)
+    budget = {"min_pixels": 4096, "max_pixels": 5120, "size": {"shortest_edge": 4096, "longest_edge": 5120}}
+    _edit(folder / "preprocessor_config.json", lambda whole: whole.update(budget))
+    return folder
+
+
+def with_another_end(folder: Path, token: int) -> Path:
+    """A folder whose generation_config.json has answers end at `token` too."""
+    copied(folder)
+    _edit(folder / "generation_config.json", lambda whole: whole["eos_token_id"].append(token))
+    return folder

@@ -1,4 +1,4 @@
-"""A command of qvl with a fault: `python -m tests.parity.faulty exif,alpha,sampling qvl.cli.serve …`."""
+"""A command of qvl with a fault: `python -m tests.parity.faulty exif,alpha,prefix,sampling qvl.cli.serve …`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import aclosing
 from PIL import Image
 
 from qvl.backends.local.backend import LocalBackend
+from qvl.backends.local.scheduling.prefix_cache import BlockHashes
 from qvl.media import image_header, pixels
 from qvl.types import ChatRequest, Chunk
 
@@ -33,12 +34,24 @@ def sample_always() -> None:
     LocalBackend.stream = stream
 
 
+def forget_pictures() -> None:
+    """Takes the prefix of another picture for this one's, as a cache does whose keys have no picture in them."""
+    made = BlockHashes.__init__
+
+    def init(self: BlockHashes, pictures: object, salt: str = "") -> None:
+        made(self, (), salt)
+
+    BlockHashes.__init__ = init
+
+
 def plant(faults: str) -> None:
     if "exif" in faults:
         image_header.exif_orientation = pixels.exif_orientation = lambda block: 1
         pixels._image_orientation = lambda image: 1
     if "alpha" in faults:
         pixels._on_white = on_black
+    if "prefix" in faults:
+        forget_pictures()
     if "sampling" in faults:
         sample_always()
 

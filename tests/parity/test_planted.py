@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -20,14 +19,20 @@ from qvl.parity import Case, ParityReport, compare
 from qvl.types import ChatRequest, Chunk
 from tests.parity import checkpoints
 from tests.parity.conftest import QUESTION
+from tests.parity.processes import served
 from tests.server.conftest import start
-from tests.server.processes import Process
 
 
 def other(folder: Path | None = None, **options: object) -> Pipeline:
     return Pipeline(
         None if folder is None else str(folder), **{"device": "cpu", "dtype": "float32", "cache": "off", **options}
     )
+
+
+def at(name: str) -> Pipeline:
+    """The pipeline of an endpoint as `served` names it."""
+    _, url, _ = name.split(",")
+    return Pipeline("openai:bundled", base_url=url.removeprefix("base_url="), cache="off", api_key="x")
 
 
 def against(local: Pipeline, cases: list[Case], b: Pipeline) -> ParityReport:
@@ -142,22 +147,11 @@ def test_what_an_endpoint_computes_with_is_guessed(
     assert (report.causes[0].name, report.causes[0].certain) == (named, False)
 
 
-@pytest.fixture(scope="module")
-def faulty() -> Iterator[Process]:
-    command = [sys.executable, "-m", "tests.parity.faulty", "exif,alpha", "qvl.cli.serve", "--port", "0"]
-    popen = subprocess.Popen(
-        [*command, "--device", "cpu", "--option", "dtype=float32"], stderr=subprocess.PIPE, text=True, env=os.environ
-    )
-    process = Process(popen).wait_ready()
-    yield process
-    process.end()
-
-
 @pytest.mark.slow
-def test_an_endpoint_that_reads_pictures_wrongly(local: Pipeline, cases: list[Case], faulty: Process) -> None:
+def test_an_endpoint_that_reads_pictures_wrongly(local: Pipeline, cases: list[Case]) -> None:
     """qvl's own requests do not show it, since their pictures are upright and opaque; its probes do."""
-    server = Pipeline("openai:bundled", base_url=f"{faulty.address}/v1", cache="off", api_key="x")
-    report = against(local, cases[:3], server)
+    with served("exif,alpha") as name:
+        report = against(local, cases[:3], at(name))
     assert report.layer is None
     assert [cause.name for cause in report.causes] == ["exif", "alpha"]
     assert "EXIF" in report.causes[0].evidence

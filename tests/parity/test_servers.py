@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import pytest
@@ -13,6 +13,10 @@ from qvl.backends.local.backend import LocalBackend
 from qvl.backends.wrapper import WrappingBackend
 from qvl.parity import Case, compare
 from qvl.types import ChatRequest, Chunk, SamplingParams
+from tests.server.conftest import Running, serve
+from tests.server.echo_backend import EchoBackend
+
+__all__ = ["serve"]
 
 
 class OwnMindBackend(WrappingBackend):
@@ -82,3 +86,14 @@ def test_what_a_server_does_by_itself_is_named(
         report = compare(local, other, texts)
     assert report.layer is not None
     assert named in [cause.name for cause in report.causes if cause.certain], report.causes
+
+
+def test_an_endpoint_does_not_answer_from_its_cache(serve: Callable[..., Running]) -> None:
+    """Else a server that samples would repeat itself, and one that was repaired would answer as before."""
+    running = serve(EchoBackend(), cache="memory:")
+    asked = [Case("one", question="Question?")]
+    with Pipeline("openai:echo-vl", base_url=f"{running.url}/v1", cache="off", api_key="x") as pipe:
+        pipe.ask([], "Question?", temperature=0)
+        compare(pipe, pipe, asked)
+        compare(pipe, pipe, asked)
+    assert sum(request.messages[-1].text == "Question?" for request in running.backend.requests) == 5

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, TypeVar
 
 import typer
@@ -220,8 +221,8 @@ def check(
     from qvl.parity.record_file import RecordFile
 
     budgets = told.check()
-    with RecordFile(golden) as record:
-        cases = recorded_cases(record)
+    with RecordFile(golden) as record, TemporaryDirectory(prefix="qvl-parity-") as folder:
+        cases = recorded_cases(record, Path(folder))
         side = build_target(b, settings, language=record.header["language"], concurrency=told.concurrency, cache="off")
         report = _compared(record, side, cases, budgets, {**record.header["request"], **settings.request()}, told)
     told.tell(report)

@@ -84,6 +84,16 @@ _KNOWN: Final = MappingProxyType(
             "log-probabilities",
             "compare with the unquantised weights, or accept it and set budgets for what it costs",
         ),
+        "adapter": (
+            "a LoRA adapter that one side lacks, or another one",
+            "log-probabilities",
+            "load the same adapter on both sides: adapter=… of qvl, --lora-modules of vLLM (its name is the model)",
+        ),
+        "kernels": (
+            "other arithmetic from the same weights: another chip, kernel or library",
+            "log-probabilities",
+            "nothing is set up wrongly: set budgets for what it costs; float32 on both sides shows if more differs",
+        ),
         "weights": (
             "other weights: a layer, the revision, or a LoRA adapter that is missing",
             "log-probabilities",
@@ -118,7 +128,7 @@ _KNOWN: Final = MappingProxyType(
         "prefix-cache": (
             "the answer depends on the prefix cache",
             "log-probabilities",
-            "start the server without it: --no-enable-prefix-caching",
+            "start the server without it: --no-enable-prefix-caching of vLLM, prefix_cache=False of qvl",
         ),
         "near-ties": (
             "near ties fell the other way",

@@ -19,7 +19,7 @@ from qvl.parity.case import check_ids, digest
 from qvl.parity.causes import Cause, cause
 from qvl.parity.diagnose import Diagnosis
 from qvl.parity.differences import INPUT_LAYERS, LAYERS, TOLERANCE, differ
-from qvl.parity.probes import probe_pictures, probe_repeats
+from qvl.parity.probes import Answers, probe_pictures, probe_repeats
 from qvl.parity.record_file import RecordFile
 from qvl.parity.report import ParityReport, SelfCheck, WorstCase, kl_of, median_seconds
 from qvl.parity.sides import LiveSide, ParitySide, RecordedSide, SideLike
@@ -117,7 +117,7 @@ async def acompare(
                     await asyncio.to_thread(diagnosis.add, case, one, seen_a, seen_b)
             causes = diagnosis.causes()
             if probe:
-                causes = await _probed(live_b, cases, tally, causes, tolerance)
+                causes = await _probed(live_b, cases, tally, causes, tolerance, (record_a.get, record_b.get))
             by_id = {case.id: case for case in cases}
             worst = []
             for one in tally.worst():
@@ -227,14 +227,22 @@ def _noise(checked: SelfCheck | None) -> str:
 
 
 async def _probed(
-    side: LiveSide, cases: Sequence[Case], tally: ParityTally, causes: list[Cause], tolerance: float
+    side: LiveSide,
+    cases: Sequence[Case],
+    tally: ParityTally,
+    causes: list[Cause],
+    tolerance: float,
+    answered: tuple[Answers, Answers],
 ) -> list[Cause]:
     """Return the causes with what the probes of `side` add; those that they explain better are left out."""
     parting = [case for case in cases if tally.parting.get(case.id) not in (None, "answered", *INPUT_LAYERS)]
-    found = await probe_repeats(side, parting[:PROBED], tolerance) if parting else []
+    found = await probe_repeats(side, parting[:PROBED], tolerance, answered) if parting else []
     if any(one.certain and one.layer == "log-probabilities" for one in causes):
         # What is known to be other numbers depends on the batch more, too, without that being what parts the sides.
         found = [one for one in found if one.certain]
+    if found:
+        # It is known better than that.
+        causes = [one for one in causes if one.name != "kernels"]
     names = {one.name for one in found if one.certain}
     if "sampling" in {one.name for one in causes} and parting and "sampling" not in names:
         # It writes tokens that are not the likeliest, but the same ones each time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from qvl.media.smart_resize import smart_resize
 from qvl.parity.causes import Cause, cause
-from qvl.parity.differences import LAYERS, Difference
+from qvl.parity.differences import LAYERS, Difference, Layer
 from qvl.parity.variants import variants
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 # tell of themselves makes a cause certain.
 DTYPE_MOST: Final = 0.073
 QUANTISED_MOST: Final = 0.2
+# What sides tell of themselves, by how much it explains.
+FACTS: Final = ("adapter", "quantisation", "weights", "dtype")
 # How far below the likeliest token a chosen one must lie to be called not chosen greedily.
 NOT_GREEDY: Final = 0.02
 _PATCHES: Final = (14, 16)
@@ -39,7 +42,7 @@ class Diagnosis:
 
     identities: tuple[JsonMapping, JsonMapping]
     _seen: Counter[str] = field(default_factory=Counter)
-    _evidence: dict[str, str] = field(default_factory=dict)
+    _evidence: dict[str, tuple[str, Layer | None]] = field(default_factory=dict)
     _deviations: list[float] = field(default_factory=list)
     _changed: int = 0
 
@@ -57,9 +60,9 @@ class Diagnosis:
             case "log-probabilities" | "decisions" | "text" | "fields":
                 self._numbers(one, a, b)
 
-    def _note(self, name: str, evidence: str) -> None:
+    def _note(self, name: str, evidence: str, layer: Layer | None = None) -> None:
         self._seen[name] += 1
-        self._evidence.setdefault(name, evidence)
+        self._evidence.setdefault(name, (evidence, layer))
 
     def _pixels(self, case: Case, a: Observation, b: Observation, detail: str) -> None:
         for place, source in enumerate(case.pictures):
@@ -75,7 +78,7 @@ class Diagnosis:
             if (width, height) == (other_height, other_width) and width != height:
                 self._note("exif", f"{case.id}: {detail}, width and height exchanged")
             elif (width, height) != (other_width, other_height):
-                self._note("budget", f"{case.id}: {detail}")
+                self._note("budget", f"{case.id}: {detail}", "pixels")
             else:
                 self._note("gate", f"{case.id}: {detail}")
             return
@@ -142,7 +145,11 @@ class Diagnosis:
 
     def causes(self) -> list[Cause]:
         """Return what was recognised, by layer and number of cases."""
-        found = [cause(name, self._evidence[name], count) for name, count in self._seen.items() if name != "numbers"]
+        found = []
+        for name, count in self._seen.items():
+            evidence, layer = self._evidence[name]
+            if name != "numbers":
+                found.append(cause(name, evidence, count, layer=layer))
         if self._seen["numbers"]:
             found.append(self._of_numbers(self._seen["numbers"]))
         return sorted(found, key=lambda one: (LAYERS.index(one.layer), -one.cases))
@@ -155,18 +162,23 @@ class Diagnosis:
         if None not in patches and patches[0] != patches[1]:
             return cause("patch", f"{told}; A cuts patches of {patches[0]} pixels, B of {patches[1]}", cases)
         # A quantised checkpoint is other weights too, and computes in another dtype.
-        for fact in ("adapter", "quantisation", "weights", "dtype"):
+        for fact in FACTS:
             if self._told_apart(fact):
                 a, b = (identity[fact] for identity in self.identities)
-                name = fact if fact in ("quantisation", "dtype") else "weights"
-                return cause(name, f"{told}; A has {fact} {a}, B {b}", cases)
-        if typical <= DTYPE_MOST:
-            name = "dtype"
-        elif typical <= QUANTISED_MOST:
-            name = "quantisation"
-        else:
-            name = "weights"
-        return cause(name, told, cases, certain=False)
+                revisions = [identity.get("revision") for identity in self.identities]
+                more = f" (revisions {revisions[0]} and {revisions[1]})" if fact == "weights" and any(revisions) else ""
+                return cause(fact, f"{told}; A has {fact} {a}, B {b}{more}", cases)
+        # What both tell alike is not what parts them.
+        sizes = (("dtype", DTYPE_MOST), ("quantisation", QUANTISED_MOST), ("adapter", math.inf), ("weights", math.inf))
+        for name, most in sizes:
+            if typical <= most and self._may_part(name):
+                return cause(name, told, cases, certain=False)
+        return cause("kernels", f"{told}; both tell the same weights and dtype", cases, certain=False)
+
+    def _may_part(self, name: str) -> bool:
+        """Whether what a side does not tell may be another `name`; an adapter only where the other has one."""
+        told = [identity[name] for identity in self.identities if name in identity]
+        return any(told) if name == "adapter" else len(told) < 2
 
     def _told_apart(self, name: str) -> bool:
         a, b = (identity.get(name, ...) for identity in self.identities)

@@ -241,7 +241,8 @@ def _deviation(a: Mapping[str, float], b: Mapping[str, float]) -> float:
     for one, other in ((a, b), (b, a)):
         last = min(other.values())
         alone = (one[token] for token in one.keys() - other.keys() if one[token] >= math.log(LEAST_SHARE))
-        found = max([found, *(abs(logprob - last) for logprob in alone)])
+        # One below the other's last is missing there since the list ends, as a sampled token is.
+        found = max([found, *(logprob - last for logprob in alone)])
     return float(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,15 +50,15 @@ async def record_cases(
         await side.aclose()
 
 
-def recorded_cases(record: RecordFile) -> list[Case]:
-    """Return the cases of a record, their pictures as bytes.
+def recorded_cases(record: RecordFile, folder: Path) -> list[Case]:
+    """Return the cases of a record; their pictures are written to `folder`, so that not all are in memory.
 
     Raises:
         ConfigError: the record has none, or an answer is missing.
     """
     if not record.cases:
         raise ConfigError(f"{record.path} has no cases", hint="qvl parity record A -o golden.jsonl.gz")
-    return [_case(record, name) for name in record.cases]
+    return [_case(record, name, folder) for name in record.cases]
 
 
 def _as_json(case: Case) -> JsonObject:
@@ -79,14 +80,21 @@ def _bytes(case: Case, source: PictureLike) -> bytes:
         raise ConfigError(f"{case.id}: {exc.message}", hint=exc.hint) from exc
 
 
-def _case(record: RecordFile, name: str) -> Case:
+def _case(record: RecordFile, name: str, folder: Path) -> Case:
     facts = record.case(name)
     asked = facts.get("questions")
     analysis = facts.get("analysis")
     return Case(
         name,
-        tuple(base64.b64decode(picture) for picture in facts["pictures"]),
+        tuple(_stored(base64.b64decode(picture), folder) for picture in facts["pictures"]),
         question=facts.get("question"),
         questions=read_questions(asked) if asked else (),
         schema=analysis if isinstance(analysis, dict) else None,
     )
+
+
+def _stored(data: bytes, folder: Path) -> Path:
+    path = folder / hashlib.sha256(data).hexdigest()
+    if not path.exists():
+        path.write_bytes(data)
+    return path

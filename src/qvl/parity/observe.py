@@ -16,6 +16,7 @@ from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis, ProductFields
 from qvl.errors import AnalysisError, ConfigError, QvlError
 from qvl.evaluation.compare import label_parts
+from qvl.http.trace_context import CARRIED
 from qvl.parity.observation import Observation, TokenStep
 from qvl.pipeline.parse_request import draft_request, question_messages
 
@@ -41,6 +42,7 @@ async def observe(pipeline: AsyncPipeline, case: Case, request: JsonMapping, *, 
     """Return what `pipeline` shows of `case`, asked anew; `request` are parameters as of `ask`.
 
     An answer that fails is an observation with an error; `salt` keeps computed prefixes apart, where the backend can.
+    An endpoint is told not to answer from what it keeps: that shows nothing of how it answers now.
 
     Raises:
         ConfigError: what would fail for every case.
@@ -49,6 +51,7 @@ async def observe(pipeline: AsyncPipeline, case: Case, request: JsonMapping, *, 
     params: JsonObject = {"temperature": 0.0, "cache": "off", **request}
     if salt:
         params["cache_salt"] = salt
+    carried = CARRIED.set({**CARRIED.get(), "Cache-Control": "no-store"})
     try:
         if case.kind == "decisions":
             return await _decisions(pipeline, case, params)
@@ -57,6 +60,8 @@ async def observe(pipeline: AsyncPipeline, case: Case, request: JsonMapping, *, 
         raise
     except QvlError as exc:
         return Observation(case.id, error=str(exc))
+    finally:
+        CARRIED.reset(carried)
 
 
 async def _answer(pipeline: AsyncPipeline, case: Case, params: JsonObject) -> Observation:

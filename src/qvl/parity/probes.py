@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import io
 import secrets
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from qvl.media.picture import Picture
 from qvl.parity.case import Case
@@ -22,16 +22,27 @@ if TYPE_CHECKING:
     from qvl.parity.observation import Observation
     from qvl.parity.sides import LiveSide
 
+Answers: TypeAlias = "Callable[[str], Observation]"
 BATCH: Final = 8
 _ASKED: Final = "What brand is printed in this picture?"
 
 
-async def probe_repeats(side: LiveSide, cases: Sequence[Case], tolerance: float) -> list[Cause]:
+async def probe_repeats(
+    side: LiveSide, cases: Sequence[Case], tolerance: float, answered: tuple[Answers, Answers] | None = None
+) -> list[Cause]:
     """Return what a side that disagrees with itself suffers from; asks `cases` alone, again, and at once.
 
-    A side is asked three times alone (twice with the same prefix) and once in a batch of BATCH.
+    A side is asked three times alone (twice with the same prefix) and once in a batch of BATCH. `answered` are the
+    other side's answers, and its own from before, by case: where its own was another than all of these, prefixes of
+    others made the difference; where it answers alone as the other side does, what it depends on is all there is.
     """
     salted = "cache_salt" in side.backend.capabilities.fields or side.backend.name == "local"
+
+    def named(name: str, how: str, first: Observation, parted: Difference) -> None:
+        answers = not all(parted.layers.get(layer, True) for layer in ("text", "fields", "decisions"))
+        explained = answered is not None and not _parts(differ(answered[0](first.case), first, tolerance))
+        evidence = f"{first.case}, {how}: {parted.detail}"
+        found.setdefault(name, cause(name, evidence, 1, certain=answers or explained))
 
     def salt() -> str:
         return secrets.token_hex(8) if salted else ""
@@ -47,22 +58,21 @@ async def probe_repeats(side: LiveSide, cases: Sequence[Case], tolerance: float)
         if _parts(parted := differ(first, again, tolerance)):
             place = not_greedy(first)
             name = "sampling" if place is not None or not_greedy(again) is not None or _same_start(parted) else "batch"
-            found.setdefault(name, _seen(name, f"{case.id}, asked alone twice", parted))
+            named(name, "asked alone twice", first, parted)
         elif salted and _parts(parted := differ(first, cached, tolerance)):
-            found.setdefault("prefix-cache", _seen("prefix-cache", f"{case.id}, its prefix cached", parted))
+            named("prefix-cache", "its prefix cached", first, parted)
     many = [cases[number % len(cases)] for number in range(BATCH)]
     together = await asyncio.gather(*(side.observe(case, salt=salt()) for case in many))
     if not found:
         for case, one in zip(many, together, strict=True):
             mine_alone = next((other for other in alone if other.case == case.id), None)
             if mine_alone is not None and _parts(parted := differ(mine_alone, one, tolerance)):
-                found.setdefault("batch", _seen("batch", f"{case.id}, alone and among {BATCH}", parted))
+                named("batch", f"alone and among {BATCH}", mine_alone, parted)
+    if not found and salted and answered is not None:
+        for one in alone:
+            if _parts(parted := differ(one, answered[1](one.case), tolerance)):
+                named("prefix-cache", "alone and behind others whose prefixes were kept", one, parted)
     return list(found.values())
-
-
-def _seen(name: str, how: str, parted: Difference) -> Cause:
-    """Return the cause; a certain one where the answers differ, not their probabilities alone."""
-    return cause(name, f"{how}: {parted.detail}", 1, certain=parted.layer != "log-probabilities")
 
 
 def _parts(one: Difference) -> bool:
