@@ -40,6 +40,7 @@ class TimedAnswer:
     cache: str | None = None
     server_queue: float | None = None
     server_total: float | None = None
+    url: str | None = None
 
     def piece(self, now: float) -> None:
         """Record the arrival time of a chunk."""

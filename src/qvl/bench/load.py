@@ -301,6 +301,7 @@ def _note(record: RequestRecord, answer: TimedAnswer, intended: float, sent_at: 
     assert answer.first is not None
     usage = answer.usage
     record.success, record.status = True, 200
+    record.url = answer.url or record.url
     record.response = "".join(answer.text)
     record.latency = answer.end - intended
     record.end = answer.end - origin

@@ -19,6 +19,7 @@ from qvl.bench.metrics import Windows
 from qvl.bench.plan import FEWEST_A_LEVEL, LoadPlan
 from qvl.bench.prepare import Feeder, Preparer, unlike
 from qvl.bench.record import SUMMARY, RequestRecord, RunFolder, RunRequest, write_json
+from qvl.bench.spread import SpreadEndpoint
 from qvl.bench.summary import Summary, summarise
 from qvl.errors import BackendUnavailableError, ConfigError, MissingDependencyError
 from qvl.media.policy import MediaPolicy
@@ -32,7 +33,7 @@ WARM_SEED: Final = 1_000_000_000
 
 @dataclass(frozen=True)
 class Target:
-    """The endpoints of a run, with their headers and request fields."""
+    """The endpoints of a run, with their headers and request fields; with `spread` they are loaded as one."""
 
     urls: tuple[str, ...]
     model: str | None = None
@@ -43,6 +44,7 @@ class Target:
     max_pixels: int | None = None
     min_pixels: int | None = None
     verify: bool = True
+    spread: bool = False
 
 
 class Run:
@@ -69,7 +71,7 @@ class Run:
             raise ConfigError("no endpoint given", hint="as --url http://127.0.0.1:8000/v1")
         if resume and plan.sweep:
             raise ConfigError("a sweep cannot be resumed", hint="start a new one in another --out")
-        if len(target.urls) > 1:
+        if len(target.urls) > 1 and not target.spread:
             _need_scipy()
         self.target, self.dataset, self.plan, self.out, self.resume = target, dataset, plan, out, resume
         self.on_record = on_record
@@ -119,12 +121,13 @@ class Run:
         headers = dict(self.target.headers)
         if self.target.api_key:
             headers["Authorization"] = f"Bearer {self.target.api_key}"
-        return [
+        endpoints = [
             LoadedEndpoint(
                 url, model=self.target.model, timeout=self.plan.timeout, headers=headers, verify=self.target.verify
             )
             for url in self.target.urls
         ]
+        return [SpreadEndpoint(endpoints)] if self.target.spread else endpoints
 
     async def _phases(self, load: Load) -> None:
         policy = MediaPolicy().with_sizes(self.target.max_pixels, self.target.min_pixels)
@@ -266,7 +269,7 @@ class Run:
             each = self.dataset.count
         if each is None or self.plan.duration is not None or self.plan.sweep:
             return None
-        return each * len(self.target.urls)
+        return each if self.target.spread else each * len(self.target.urls)
 
 
 async def _name_models(endpoints: list[LoadedEndpoint]) -> None:

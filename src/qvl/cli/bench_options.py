@@ -29,6 +29,9 @@ class BenchOptions:
     """The options of `qvl bench run`."""
 
     url: Annotated[list[str] | None, typer.Option(help="Base URL: host:8000, …/v1; several are compared.")] = None
+    endpoints: Annotated[
+        list[str] | None, typer.Option(metavar="URL,URL", help="Spread one load over these; repeatable.")
+    ] = None
     model: Annotated[str | None, typer.Option("--model", "-m", help="Default: the first that it lists.")] = None
     api_key: Annotated[str | None, typer.Option(envvar=["QVL_API_KEY", "OPENAI_API_KEY"], help="Its key.")] = None
     header: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A further header.")] = None
@@ -88,8 +91,12 @@ class BenchOptions:
         params = pairs(self.param or (), "--param")
         if self.max_tokens is not None:
             params["max_tokens"] = self.max_tokens
+        if self.url and self.endpoints:
+            raise ConfigError("--url and --endpoints together", hint="--url compares; --endpoints spreads one load")
+        named = self.url or [url for text in self.endpoints or () for url in text.split(",") if url.strip()]
         return Target(
-            urls=tuple(self.url or ()),
+            urls=tuple(named),
+            spread=bool(self.endpoints) and len(named) > 1,
             model=self.model,
             api_key=self.api_key,
             headers={name: str(value) for name, value in pairs(self.header or (), "--header").items()},
