@@ -56,7 +56,7 @@ def test_a_published_model_is_known_by_its_hub_id() -> None:
     assert plain.weights / GIB == pytest.approx(16.3, abs=0.1)
     assert packed.weights / GIB == pytest.approx(9.9, abs=0.2)
     assert plain.per_token == packed.per_token == 2 * 36 * 8 * 128 * 2
-    for unknown in ("Qwen/Qwen3-VL-8B-Instruct-AWQ", "Qwen/Qwen3-VL-9B-Instruct", "Qwen/Qwen3.5-4B", ""):
+    for unknown in ("Qwen/Qwen3-VL-8B-Instruct-AWQ", "Qwen/Qwen3-VL-9B-Instruct", "Qwen/Qwen3.5-5B", ""):
         assert fit.need_of(unknown, 32768) is None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypedDict
@@ -169,11 +168,11 @@ def size_named(model: str) -> ModelSize:
     """
     from qvl.backends.local.model.checkpoint_files import read_json
     from qvl.backends.local.model.family import family_of
-    from qvl.backends.local.model.model_size import PUBLISHED, size_of
+    from qvl.backends.local.model.model_size import PUBLISHED, published_name, size_of
 
-    match = re.fullmatch(r"Qwen/Qwen3-VL-(.+?)-(Instruct|Thinking)(-FP8)?", model)
-    if match is not None and match[1] in PUBLISHED:
-        return PUBLISHED[match[1]]
+    known = published_name(model) if model.startswith("Qwen/") else None
+    if known is not None:
+        return PUBLISHED[known[0]]
     from qvl.backends.local.model.model_folder import find_folder
 
     config = read_json(find_folder(model, None, ["config.json"]) / "config.json", model)

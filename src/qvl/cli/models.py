@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from qvl.backends.local.model.model_size import PUBLISHED
+from qvl.backends.local.model.model_size import PUBLISHED, published_id
 from qvl.cli import options
 from qvl.cli.fit import OVERHEAD, SHORTEST_CONTEXT, Fit, Form, Place, fit_all, in_16_bits, memory_of, places, size_named
 from qvl.cli.terminal import print_json
@@ -102,7 +103,7 @@ def _show_known(bundle: Bundled, local: list[LocalModel], sizes: list[PublishedM
         table.add_row(Text(repo["model"]), _gb(repo["bytes"]), Text(about))
     console.print(table)
 
-    table = Table(title="Published (each also as Thinking)", title_justify="left")
+    table = Table(title="Published (each Qwen3-VL also as Thinking)", title_justify="left")
     for column in ("--model", "parameters", "memory, bfloat16"):
         table.add_column(column)
     for row in sizes:
@@ -114,7 +115,7 @@ def _show_known(bundle: Bundled, local: list[LocalModel], sizes: list[PublishedM
 
 
 def _show_fit(model: str | None, *, as_json: bool) -> None:
-    sizes = {f"Qwen/Qwen3-VL-{name}-Instruct": size for name, size in PUBLISHED.items()}
+    sizes = {published_id(name): size for name, size in PUBLISHED.items()}
     if model is not None:
         sizes = {model: size_named(model)}
     memories = places()
@@ -146,7 +147,9 @@ def _show_fit(model: str | None, *, as_json: bool) -> None:
             table.add_row(Text(short[name]), *(of.get((form.backend, form.name), Text("-")) for form in place.forms))
         console.print(table)
     if model is None:
-        console.print("2B is --model Qwen/Qwen3-VL-2B-Instruct, …; the bundled model (no --model) fits anywhere.")
+        console.print(
+            "Qwen3-VL-2B: --model Qwen/Qwen3-VL-2B-Instruct, …; the bundled model (no --model) fits anywhere."
+        )
     forms = [form for place in memories for form in place.forms]
     for line in _legend(forms):
         console.print(line)
@@ -253,8 +256,8 @@ def published() -> list[PublishedModel]:
     """Return every published size with the memory it needs in bfloat16 on a CPU, in GB, as `fit` does."""
     return [
         {
-            "model": f"Qwen/Qwen3-VL-{name}-Instruct",
-            "size": name,
+            "model": published_id(name),
+            "size": re.sub(r"^Qwen3(-VL|\.5)-", "", name),
             "parameters": round(size.parameters / 1e9, 1),
             "active": float(name.partition("-A")[2].rstrip("B")) if "-A" in name else None,
             "weights_gb": round(size.parameters * 2 / 1e9, 1),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from qvl.ascend import chips, devices, npu_smi
 from qvl.ascend.host import Host
 from qvl.ascend.report import Finding
 from qvl.backends.local.model.checkpoint_files import image_settings, read_json
-from qvl.backends.local.model.model_size import PUBLISHED_CONFIGS, size_of
+from qvl.backends.local.model.model_size import PUBLISHED_CONFIGS, published_name, size_of
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,10 +27,6 @@ REQUEST_TOKENS: Final = 1280
 _BYTES: Final = 2
 _PARALLEL: Final = (1, 2, 4, 8, 16)
 _PUBLISHED_PIXELS: Final = 16_777_216
-# A published model by its hub id; of other quantised forms the size is not known.
-_PUBLISHED = re.compile(
-    r"(?:.*/)?Qwen3-VL-(.+?)-(?:Instruct|Thinking)(?P<one_byte>-FP8|-w8a8(?:-mxfp8)?)?", re.IGNORECASE
-)
 # An estimate, not measured on an NPU: the tower keeps the input, the output and the widened numbers of a layer at a
 # time, and a step keeps eight rows of the hidden size for each of its tokens.
 _STEP_COPIES: Final = 8
@@ -83,7 +78,7 @@ def given(npus: int, room: float) -> str:
 def need_of(model: Path | str, tokens: int) -> MemoryNeed | None:
     """Return an estimate for a checkpoint's folder or a hub id, with a context of `tokens`; None if it is not known.
 
-    Known are folders whose config.json has sizes, and the ids of published Qwen3-VL.
+    Known are folders whose config.json has sizes, and the ids of published Qwen3-VL and Qwen3.5.
     """
     config = config_of(model)
     if config is None:
@@ -91,8 +86,8 @@ def need_of(model: Path | str, tokens: int) -> MemoryNeed | None:
     try:
         size = size_of(config, str(model))
         if isinstance(model, str):
-            match = _PUBLISHED.fullmatch(model)
-            packed = size.layers if match and match["one_byte"] else 0
+            known = published_name(model)
+            packed = size.layers if known and known[1] else 0
             return _need(config, size, size.parameters * _BYTES - packed, _PUBLISHED_PIXELS, tokens)
         stored = sum(path.stat().st_size for path in model.glob("*.safetensors") if path.is_file())
         return _need(config, size, stored, _largest_pixels(model), tokens) if stored else None
@@ -103,8 +98,8 @@ def need_of(model: Path | str, tokens: int) -> MemoryNeed | None:
 def config_of(model: Path | str) -> JsonObject | None:
     """Return config.json of a checkpoint's folder, or what it has of sizes for a published hub id; None if unknown."""
     if isinstance(model, str):
-        match = _PUBLISHED.fullmatch(model)
-        return PUBLISHED_CONFIGS.get(match[1].upper()) if match else None
+        known = published_name(model)
+        return PUBLISHED_CONFIGS[known[0]] if known else None
     try:
         return read_json(model / "config.json", model.name)
     except ConfigError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -187,13 +188,69 @@ def _config(layers: int, hidden: int, heads: int, kv_heads: int, mlp: int, exper
     return {"text_config": text, "vision_config": vision, "tie_word_embeddings": small}
 
 
-# The sizes in the config.json of each published Qwen3-VL, by the part of its name that says how large it is.
+def _hybrid(
+    layers: int, hidden: int, heads: int, kv_heads: int, values: int, mlp: int, experts: tuple[int, int] = (0, 0)
+) -> JsonObject:
+    """Return the sizes of a Qwen3.5; `values` are the heads of its gated delta rules, `experts` all and those used."""
+    tower = {"hidden_size": 768, "intermediate_size": 3072, "depth": 12} if hidden == 1024 else _SMALL_TOWER
+    tied = not experts[0] and hidden < 4096
+    config = _config(layers, hidden, heads, kv_heads, mlp)
+    text = {
+        **config["text_config"],
+        "head_dim": 256,
+        "vocab_size": 248_320,
+        "linear_num_value_heads": values,
+        "linear_num_key_heads": 16,
+        "linear_value_head_dim": 128,
+        "linear_key_head_dim": 128,
+    }
+    if experts[0]:
+        text |= {
+            "num_experts": experts[0],
+            "num_experts_per_tok": experts[1],
+            "moe_intermediate_size": mlp,
+            "shared_expert_intermediate_size": mlp,
+        }
+    vision = {**config["vision_config"], **(tower if tied else _LARGE_TOWER), "deepstack_visual_indexes": []}
+    return {"text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
+
+
+# The sizes in the config.json of each published model, by its name without what it was tuned for.
 PUBLISHED_CONFIGS: Final = {
-    "2B": _config(28, 2048, 16, 8, 6144),
-    "4B": _config(36, 2560, 32, 8, 9728),
-    "8B": _config(36, 4096, 32, 8, 12288),
-    "32B": _config(64, 5120, 64, 8, 25600),
-    "30B-A3B": _config(48, 2048, 32, 4, 768, experts=128),
-    "235B-A22B": _config(94, 4096, 64, 4, 1536, experts=128),
+    "Qwen3-VL-2B": _config(28, 2048, 16, 8, 6144),
+    "Qwen3-VL-4B": _config(36, 2560, 32, 8, 9728),
+    "Qwen3-VL-8B": _config(36, 4096, 32, 8, 12288),
+    "Qwen3-VL-32B": _config(64, 5120, 64, 8, 25600),
+    "Qwen3-VL-30B-A3B": _config(48, 2048, 32, 4, 768, experts=128),
+    "Qwen3-VL-235B-A22B": _config(94, 4096, 64, 4, 1536, experts=128),
+    "Qwen3.5-0.8B": _hybrid(24, 1024, 8, 2, 16, 3584),
+    "Qwen3.5-2B": _hybrid(24, 2048, 8, 2, 16, 6144),
+    "Qwen3.5-4B": _hybrid(32, 2560, 16, 4, 32, 9216),
+    "Qwen3.5-9B": _hybrid(32, 4096, 16, 4, 32, 12288),
+    "Qwen3.5-27B": _hybrid(64, 5120, 24, 4, 48, 17408),
+    "Qwen3.5-35B-A3B": _hybrid(40, 2048, 16, 2, 32, 512, experts=(256, 8)),
+    "Qwen3.5-122B-A10B": _hybrid(48, 3072, 32, 2, 64, 1024, experts=(256, 8)),
+    "Qwen3.5-397B-A17B": _hybrid(60, 4096, 32, 2, 64, 1024, experts=(512, 10)),
 }
 PUBLISHED: Final = {name: size_of(config, name) for name, config in PUBLISHED_CONFIGS.items()}
+# Qwen3-VL was published as Instruct and Thinking; a Qwen3.5 is told to think by its template.
+_PUBLISHED_NAME: Final = re.compile(
+    r"(?:.*/)?(?P<name>qwen3-vl-[^/]+?(?=-(?:instruct|thinking))|qwen3\.5-[0-9][^/-]*(?:-a[0-9]+b)?)"
+    r"(?:-instruct|-thinking)?(?P<one_byte>-fp8|-w8a8(?:-mxfp8)?)?",
+    re.IGNORECASE,
+)
+
+
+def published_name(model: str) -> tuple[str, bool] | None:
+    """Return (name in PUBLISHED, True if its weights are kept in a byte each) of a hub id; None if it is not there."""
+    match = _PUBLISHED_NAME.fullmatch(model)
+    if match is None:
+        return None
+    known = {name.lower(): name for name in PUBLISHED}
+    name = known.get(match["name"].lower())
+    return None if name is None else (name, match["one_byte"] is not None)
+
+
+def published_id(name: str) -> str:
+    """Return the hub id of a name in PUBLISHED, as it is asked for first."""
+    return f"Qwen/{name}-Instruct" if name.startswith("Qwen3-VL") else f"Qwen/{name}"
