@@ -88,3 +88,12 @@ def test_a_batch_in_bfloat16(cases: list[Case]) -> None:
     # Whether the numbers part, and by which of the two, depends on the processor's kernels.
     assert (report.layer is None) == (report.causes == [])
     assert {cause.name for cause in report.causes} <= {"batch", "prefix-cache", "kernels"}
+
+
+@pytest.mark.slow
+def test_a_prefix_cache_that_takes_one_picture_for_another(local: Pipeline, cases: list[Case]) -> None:
+    texts = [case for case in cases if case.kind == "text"]
+    with served("prefix") as name:
+        report = against(local, texts, at(name))
+    assert report.layer in ("log-probabilities", "text")
+    assert names(report) == [("prefix-cache", "log-probabilities", True)]

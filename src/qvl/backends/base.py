@@ -41,7 +41,7 @@ class Capabilities:
     enforced while generating.
     `extra_body` is True if unknown request fields are passed on; `top_logprobs` is the most alternatives a token.
     `lists` is False if a schema must have an object on top, as endpoints demand.
-    `fields` are those of `PROMPT_FIELDS`, "priority" and "prefill", that have an effect.
+    `fields` are those of `PROMPT_FIELDS`, "priority", "prefill" and "cache_salt" that have an effect.
     """
 
     images: int = 0

@@ -36,7 +36,7 @@ async def probe_repeats(
     other side's answers, and its own from before, by case: where its own was another than all of these, prefixes of
     others made the difference; where it answers alone as the other side does, what it depends on is all there is.
     """
-    salted = "cache_salt" in side.backend.capabilities.fields or side.backend.name == "local"
+    salted = "cache_salt" in side.backend.capabilities.fields
 
     def named(name: str, how: str, first: Observation, parted: Difference) -> None:
         answers = not all(parted.layers.get(layer, True) for layer in ("text", "fields", "decisions"))

@@ -50,6 +50,10 @@ class TestRequest:
         assert (await sent(endpoint, request, probe=True))["cache_salt"] == "one tenant"
         with ScriptedEndpoint(refuses=("top_k", "min_p", "repetition_penalty", "cache_salt")) as other:
             assert "cache_salt" not in await sent(other, request, probe=True)
+            async with plain(other, probe=True) as backend:
+                assert "cache_salt" not in backend.capabilities.fields
+        async with plain(endpoint, probe=True) as backend:
+            assert "cache_salt" in backend.capabilities.fields
 
     async def test_every_sampling_field_is_sent_under_the_name_servers_know(self, endpoint: ScriptedEndpoint) -> None:
         values: dict[str, Any] = {

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 log = logger(__name__)
 
 MAX_IMAGES: Final = 64
-FIELDS: Final = frozenset(name for name, _ in PROMPT_FIELDS) | {"priority", "prefill"}
+FIELDS: Final = frozenset(name for name, _ in PROMPT_FIELDS) | {"priority", "prefill", "cache_salt"}
 VISION_CACHE_BYTES: Final = 512 << 20
 # Characters from which a prompt is prepared on a thread for such alone, so that nobody else waits behind it.
 LONG_PROMPT: Final = 1 << 17

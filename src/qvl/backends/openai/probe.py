@@ -231,6 +231,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
     sampling = {"max_tokens"} | (have & PARAMETERS.keys())
     if asker.dialect.sampled:
         sampling |= {name for name, known in PARAMETERS.items() if known.sent == "always"}
+    pinned = frozenset(name for name in sampling if PARAMETERS[name].sent == "pinned")
     entry: Mapping[str, object] = next((entry for entry in listed if entry["id"] == model), {})
     capabilities = Capabilities(
         images=MANY_PICTURES if seeing.result() else 0,
@@ -241,10 +242,10 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
         response_formats=frozenset(have & {feature.name for feature in FORMATS}),
         tools="tools" in have,
         extra_body=True,
-        fields=PASSED_ON,
+        # An endpoint that knows vLLM's fields is sent the salt, too.
+        fields=PASSED_ON | {"cache_salt"} if pinned else PASSED_ON,
         lists=False,
     )
-    pinned = frozenset(name for name in sampling if PARAMETERS[name].sent == "pinned")
     return Findings(capabilities, replace(asker.dialect, pinned=pinned, videos=form), names)
 
 

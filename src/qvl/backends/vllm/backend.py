@@ -45,7 +45,7 @@ DEFAULT_VIDEOS: Final = 2
 # What needs more of the engine: logprobs of named tokens a sampler that has them, a bound of the reasoning its
 # configuration.
 SAMPLING: Final = SamplingParams.names() - {"logprob_token_ids", "thinking_token_budget"}
-FIELDS: Final = frozenset(name for name, _ in PROMPT_FIELDS) | {"prefill"}
+FIELDS: Final = frozenset(name for name, _ in PROMPT_FIELDS) | {"prefill", "cache_salt"}
 
 
 class VllmBackend(Backend):
