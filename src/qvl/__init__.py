@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from qvl.media.policy import MediaPolicy
     from qvl.media.video import Video
     from qvl.media.video_sampling import VideoSampling
+    from qvl.pipeline.analyze_frame import analyze_frame
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.map_in_order import MapItem
+    from qvl.pipeline.map_results import AsyncMapResults, MapResults
     from qvl.pipeline.read_pages import ReadPage
     from qvl.pipeline.sync_pipeline import Pipeline
     from qvl.plugins.hookspecs import hookimpl
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnalysisError",
     "AnalysisResult",
+    "AsyncMapResults",
     "AsyncPipeline",
     "AuthError",
     "Backend",
@@ -92,6 +95,7 @@ __all__ = [
     "Located",
     "Locations",
     "MapItem",
+    "MapResults",
     "MediaError",
     "MediaPolicy",
     "Message",
@@ -123,6 +127,7 @@ __all__ = [
     "VideoPart",
     "VideoSampling",
     "__version__",
+    "analyze_frame",
     "hookimpl",
 ]
 __getattr__ = _lazy(
@@ -160,8 +165,10 @@ __getattr__ = _lazy(
         "qvl.media.policy": ("MediaPolicy",),
         "qvl.media.video": ("Video",),
         "qvl.media.video_sampling": ("VideoSampling",),
+        "qvl.pipeline.analyze_frame": ("analyze_frame",),
         "qvl.pipeline.async_pipeline": ("AsyncPipeline",),
         "qvl.pipeline.map_in_order": ("MapItem",),
+        "qvl.pipeline.map_results": ("AsyncMapResults", "MapResults"),
         "qvl.pipeline.read_pages": ("ReadPage",),
         "qvl.pipeline.sync_pipeline": ("Pipeline",),
         "qvl.plugins.hookspecs": ("hookimpl",),

@@ -8,7 +8,7 @@ from typing import assert_type
 
 from pydantic import BaseModel
 
-from qvl import AnalysisResult, AsyncPipeline, MapItem, Pipeline, ProductAnalysis, Result
+from qvl import AnalysisResult, AsyncPipeline, MapItem, MapResults, Pipeline, ProductAnalysis, Result
 from qvl.caches.memory import MemoryCache
 from qvl.types import CacheState
 
@@ -43,6 +43,8 @@ def blocking() -> None:
                 print(item.value.category, item.source)
         for bill in pipe.map(["a.jpg"], schema=Bill, cache="off"):
             assert_type(bill.value, Bill | None)
+        assert_type(pipe.map(["a.jpg"], schema=Bill), MapResults[Bill])
+        pipe.map(["a.jpg"]).to_csv("a.csv")
         for reply in pipe.map(["a.jpg"], "What is it?"):
             assert_type(reply.value, Result | None)
 
@@ -54,6 +56,7 @@ async def asynchronous() -> None:
         assert_type((await pipe.analyze_result("mug.jpg")).value, ProductAnalysis)
         async for chunk in pipe.stream_chat([{"role": "user", "content": "Hello"}]):
             print(chunk.text)
+        await pipe.map(["a.jpg"]).to_csv("a.csv")
         async for item in pipe.map(["a.jpg"], schema=Label):
             assert_type(item.value, Label | None)
 

@@ -26,6 +26,7 @@ from qvl.pipeline.call import Call, ChatCall
 from qvl.pipeline.executor import Executor
 from qvl.pipeline.make_parts import make_backend, make_cache
 from qvl.pipeline.map_in_order import Answered, MapItem, map_in_order, unwrapped
+from qvl.pipeline.map_results import AsyncMapResults
 from qvl.pipeline.parse_message import MessageLike
 from qvl.pipeline.parse_request import AnalyzeParams, MapParams, RequestParams, listed, question_messages
 from qvl.plugins.host import PluginHost
@@ -381,22 +382,20 @@ class AsyncPipeline:
                 yield page
 
     @overload
-    def map(
-        self, sources: Sources, question: str, **params: Unpack[MapParams]
-    ) -> AsyncGenerator[MapItem[Result], None]: ...
+    def map(self, sources: Sources, question: str, **params: Unpack[MapParams]) -> AsyncMapResults[Result]: ...
     @overload
     def map(
         self, sources: Sources, question: None = None, *, schema: type[A] | None = None, **params: Unpack[MapParams]
-    ) -> AsyncGenerator[MapItem[A], None]: ...
+    ) -> AsyncMapResults[A]: ...
     @overload
     def map(
         self, sources: Sources, *, locate: str | Sequence[str], points: bool = False, **params: Unpack[MapParams]
-    ) -> AsyncGenerator[MapItem[Locations], None]: ...
+    ) -> AsyncMapResults[Locations]: ...
     @overload
     def map(
         self, sources: Sources, question: str | None = None, *, schema: SchemaLike | None, **params: Unpack[MapParams]
-    ) -> AsyncGenerator[MapItem[Any], None]: ...
-    async def map(
+    ) -> AsyncMapResults[Any]: ...
+    def map(
         self,
         sources: Sources,
         question: str | None = None,
@@ -405,7 +404,7 @@ class AsyncPipeline:
         locate: str | Sequence[str] | None = None,
         points: bool = False,
         **params: Unpack[MapParams],
-    ) -> AsyncGenerator[MapItem[object], None]:
+    ) -> AsyncMapResults[object]:
         """Yield an item per picture in input order: analyzed, asked `question`, or with what `locate` names located.
 
         An item that fails has its `error`; the others continue. Earlier answers come from the cache, so an
@@ -415,7 +414,21 @@ class AsyncPipeline:
         `engine="ray"` works through Ray Data: one actor a device, or `replicas` of them, on this machine or in the
         cluster at `ray_address` ("auto" or HOST:PORT). `concurrency` is then per actor, and `sources` must be finite.
         Only the actors load the model, unless `open()` or `with` loads it in this process as well.
+
+        What is returned is also a table, when read to its end: `.to_pandas()`, `.to_polars()`, `.to_dataset()`,
+        `.to_parquet(path)` (the extra `data`) and `.to_csv(path)`.
         """
+        return AsyncMapResults(self._mapped(sources, question, schema, locate, points, params))
+
+    async def _mapped(
+        self,
+        sources: Sources,
+        question: str | None,
+        schema: SchemaLike | None,
+        locate: str | Sequence[str] | None,
+        points: bool,
+        params: MapParams,
+    ) -> AsyncGenerator[MapItem[object], None]:
         concurrency, progress = params.pop("concurrency", None), params.pop("progress", False)
         engine, replicas = params.pop("engine", None), params.pop("replicas", None)
         ray_address = params.pop("ray_address", None)

@@ -26,7 +26,8 @@ Answered: TypeAlias = "Result | AnalysisResult[object] | Locations"
 class MapItem(Generic[T_co]):
     """One picture of a `map`: its `value` (an analysis, a Result or Locations) or its `error`.
 
-    `evidence` is the box of each field of an analysis, where that was asked for.
+    `evidence` is the box of each field of an analysis, where that was asked for. `analysis` has the confidences too, of
+    any schema.
     """
 
     index: int
@@ -35,6 +36,7 @@ class MapItem(Generic[T_co]):
     result: Result | None = None
     error: QvlError | None = None
     evidence: Mapping[str, Located | None] = field(default_factory=dict)
+    analysis: AnalysisResult[T_co] | None = None
 
     @property
     def ok(self) -> bool:
@@ -56,13 +58,14 @@ def unwrapped(item: MapItem[Answered], loading: float, *, keep_pictures: bool) -
     result = replace(result, timing=timing, pictures=result.pictures if keep_pictures else ())
     value: object = result
     evidence: Mapping[str, Located | None] = {}
+    analysis: AnalysisResult[object] | None = None
     if isinstance(answered, AnalysisResult):
-        value, evidence = answered.value, answered.evidence
+        value, evidence, analysis = answered.value, answered.evidence, replace(answered, result=result)
         if isinstance(value, ProductAnalysis):
             value.came_from(result)
     elif isinstance(answered, Locations):
         value = Locations(answered, result)
-    return MapItem(item.index, item.source, value, result, evidence=evidence)
+    return MapItem(item.index, item.source, value, result, evidence=evidence, analysis=analysis)
 
 
 async def map_in_order(

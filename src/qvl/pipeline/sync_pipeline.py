@@ -24,7 +24,7 @@ from qvl.log import logger
 from qvl.pipeline.async_pipeline import AsyncPipeline
 from qvl.pipeline.call import Call, ChatCall
 from qvl.pipeline.job import CacheMiss
-from qvl.pipeline.map_in_order import MapItem
+from qvl.pipeline.map_results import MapResults
 from qvl.pipeline.parse_request import AnalyzeParams, MapParams, RequestParams, question_messages
 from qvl.pipeline.portal import _forget_threads, _Loop
 from qvl.types import Chunk, Result
@@ -200,21 +200,19 @@ class Pipeline:
         return self._iterate(self.pipeline.read(document, form=form, concurrency=concurrency, cache=cache, **params))
 
     @overload
-    def map(
-        self, sources: Sources, question: str, **params: Unpack[MapParams]
-    ) -> Generator[MapItem[Result], None, None]: ...
+    def map(self, sources: Sources, question: str, **params: Unpack[MapParams]) -> MapResults[Result]: ...
     @overload
     def map(
         self, sources: Sources, question: None = None, *, schema: type[A] | None = None, **params: Unpack[MapParams]
-    ) -> Generator[MapItem[A], None, None]: ...
+    ) -> MapResults[A]: ...
     @overload
     def map(
         self, sources: Sources, *, locate: str | Sequence[str], points: bool = False, **params: Unpack[MapParams]
-    ) -> Generator[MapItem[Locations], None, None]: ...
+    ) -> MapResults[Locations]: ...
     @overload
     def map(
         self, sources: Sources, question: str | None = None, *, schema: SchemaLike | None, **params: Unpack[MapParams]
-    ) -> Generator[MapItem[Any], None, None]: ...
+    ) -> MapResults[Any]: ...
     def map(
         self,
         sources: Sources,
@@ -224,9 +222,9 @@ class Pipeline:
         locate: str | Sequence[str] | None = None,
         points: bool = False,
         **params: Unpack[MapParams],
-    ) -> Generator[MapItem[object], None, None]:
+    ) -> MapResults[object]:
         wanted = {"question": question, "schema": schema, "locate": locate, "points": points, **params}
-        return self._iterate(self.pipeline.map(sources, **wanted))  # type: ignore[call-overload]
+        return MapResults(self._iterate(self.pipeline.map(sources, **wanted)))  # type: ignore[call-overload]
 
     def stats(self) -> Mapping[str, float]:
         return self.pipeline.stats()
