@@ -14,7 +14,7 @@ PICTURE ?= examples/pictures/norvik-mug-red.png
 PYTEST := $(BIN)/python -m pytest
 # Four workers for two cores, since many tests wait. Each has one thread: several a core only wait for each other.
 WORKERS ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) * 2 )))
-PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PARALLEL = OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 FAST := not slow and not vllm and not openvino and not browser and not ray and not clients
 # What separates the arguments of a call cannot be written in one.
 comma := ,
@@ -58,8 +58,10 @@ fix: $(STAMP) ## what ruff can put right by itself
 	$(BIN)/ruff check --fix -q .
 	$(BIN)/ruff format -q .
 
+# One worker a core: these compute, or drive a browser, and none of them waits for long.
+slow: WORKERS = $(shell nproc 2>/dev/null || echo 2)
 slow: $(STAMP) ## the tests that take minutes, and those in a browser
-	$(PYTEST) -m "slow or browser"
+	$(PARALLEL) -m "slow or browser"
 
 # What llamafactory's images pin. Its own constraints, since the older transformers needs the older hub client.
 test-compat: ## the local backend under transformers 4.57.1, in an environment of its own

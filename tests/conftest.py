@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -24,7 +25,8 @@ LAST_MAJOR = "openai>=2.20,<3"
 # Settings of qvl, keys, proxies, and what other packages are told (HF_…, OPENAI_…, ASCEND_…) are none of its business.
 KEPT = ("CHROMIUM", "CI", "CUDA_VISIBLE_DEVICES", "LANG", "PATH", "QVL_PUBLISHED_QWEN3_VL", "TERM", "TMPDIR", "USER")
 KEPT_FAMILIES = ("COVERAGE_", "LC_", "LD_", "MKL_", "OMP_", "PYTEST_", "PYTHON", "TZ", "VIRTUAL_ENV", "VLLM_TARGET_")
-AS_FOUND = dict(os.environ)  # for pip, which may need a proxy and certificates
+# For pip and npm, which may need a proxy and certificates; a worker of pytest-xdist is told by who started it.
+AS_FOUND: dict[str, str] = json.loads(os.environ.pop("PYTEST_AS_FOUND", "null")) or dict(os.environ)
 CONFIGURED = ("qvl", "opentelemetry")  # loggers that commands give handlers and levels
 # What takes longest: given out first, so that no worker is left alone with one of these, and left out of `make quick`.
 LONGEST = (
@@ -91,6 +93,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name not in KEPT and not name.startswith(KEPT_FAMILIES):
             del os.environ[name]
+    if getattr(config.option, "numprocesses", None):
+        os.environ["PYTEST_AS_FOUND"] = json.dumps(AS_FOUND)
     os.environ |= home_of(run / "home")
     # One authority instead of all: reading them takes 20 ms in every client that is made, and nobody is called outside.
     authority = run / "authority.pem"
