@@ -41,8 +41,10 @@ def files(tmp_path: Path) -> dict[str, str]:
 def test_pandas_keeps_index_order_and_columns_and_tells_errors(pipe: Pipeline, files: dict[str, str]) -> None:
     cells = [None, files["red"], float("nan"), pandas.NA, "lost.png", " ", files["blue"], pandas.NaT, []]
     frame = pandas.DataFrame({"n": range(9), "image": cells}, index=[3, 3, *"abcdefg"])
+    frame.attrs["made"] = "by hand"
     told = qvl.analyze_frame(frame, "image", pipeline=pipe)
     assert list(told.index) == list(frame.index)
+    assert told.attrs == frame.attrs
     assert list(told.columns)[:3] == ["n", "image", "brand"]
     assert list(frame.columns) == ["n", "image"]
     assert list(told["n"]) == list(range(9))
@@ -102,6 +104,15 @@ def test_what_cannot_be_taken_is_refused(pipe: Pipeline, frame: object, column: 
         qvl.analyze_frame(frame, column, pipeline=pipe)
 
 
+def test_a_whole_table_is_no_list_of_pictures_and_an_async_pipeline_is_no_pipeline(pipe: Pipeline) -> None:
+    for table in (pandas.DataFrame({"image": []}), polars.DataFrame({"image": []}), polars.LazyFrame({"image": []})):
+        with pytest.raises(ConfigError, match="analyze_frame"):
+            list(pipe.map(table))
+    frame: Any = pandas.DataFrame({"image": ["a.png"]})
+    with pytest.raises(ConfigError, match=r"cannot use a AsyncPipeline.*a Pipeline"):
+        qvl.analyze_frame(frame, "image", pipeline=pipe.pipeline)  # type: ignore[arg-type]
+
+
 def test_columns_of_one_name_beside_the_pictures_stay(pipe: Pipeline, files: dict[str, str]) -> None:
     frame = pandas.DataFrame([[files["red"], 1, 2]], columns=["image", "n", "n"])
     told = qvl.analyze_frame(frame, "image", pipeline=pipe)
@@ -137,6 +148,8 @@ def test_datasets_in_and_out(pipe: Pipeline, files: dict[str, str], tmp_path: Pa
     ):
         with pytest.raises(ConfigError, match=message):
             qvl.analyze_frame(wrong, "image", pipeline=pipe)
+    with pytest.raises(ConfigError, match="analyze_frame"):
+        list(pipe.map(whole))
 
 
 @pytest.mark.slow

@@ -93,6 +93,13 @@ def test_nested_fields_are_paths_and_an_absent_object_is_no_column() -> None:
     assert told["qvl.a.d"][1] == [None, "y"]
 
 
+def test_half_of_a_surrogate_pair_ends_no_run() -> None:
+    told = columns_of({"\ud800a": "x\udc00", "l": ["\ud800"], "o": [{"\ud800": 1}]})
+    assert {name: cells[0] for name, (_, cells) in told.items()} == {
+        "source": "a.png", "?a": "x?", "l": ["?"], "o": '[{"?": 1}]', "error": None
+    }  # fmt: skip
+
+
 def test_boxes_are_their_coordinates() -> None:
     told = columns_of({"at": Box(1, 2, 3, 4, 10, 10)}, {"at": Box(1, 2, 3, 5, 10, 10, 1)})
     assert {name: cells for name, (_, cells) in told.items() if name.startswith("at")} == {
@@ -181,6 +188,8 @@ def test_a_file_that_cannot_be_written_is_told_before_the_first_picture(two: lis
                 pipe.map(two).to_csv(path)
             with pytest.raises(ConfigError, match=what):
                 pipe.map(two).to_parquet(path)
+        with pytest.raises(ConfigError, match="NoneType is not a path"):
+            pipe.map(two).to_csv(None)  # type: ignore[arg-type]
     assert backend.requests == []
 
 

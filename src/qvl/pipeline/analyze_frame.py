@@ -48,11 +48,14 @@ def analyze_frame(
         params: of `Pipeline.map`: `progress`, `concurrency`, `evidence`, `engine` and so on.
 
     Raises:
-        ConfigError: another kind of frame, or no such column, or several of that name.
+        ConfigError: another kind of frame or pipeline, or no such column, or several of that name.
     """
     from qvl.pipeline.sync_pipeline import Pipeline
 
     rows = _rows(frame, column)
+    if pipeline is not None and not isinstance(pipeline, Pipeline):
+        what = f"analyze_frame cannot use a {type(pipeline).__name__}"
+        raise ConfigError(what, hint="a Pipeline, which works where a loop is running too", param="pipeline")
     table, cells = ResultTable(sources=False), _Cells(rows)
     wanted = {"question": question, "schema": schema, "locate": locate, "points": points, **params}
     with Pipeline() if pipeline is None else nullcontext(pipeline) as pipe:
@@ -131,6 +134,7 @@ def _rows(frame: object, column: str) -> _Rows:
         "LazyFrame": "frame.collect()",
         "DatasetDict": "name a split: dataset['train']",
         "IterableDataset": "pipe.map(row['image'] for row in dataset), which takes streams",
+        "Table": "polars.from_arrow(table)",
         "Series": "frame.to_frame(); or pipe.map(series).to_pandas()",
     }
     name = type(frame).__name__
@@ -163,7 +167,9 @@ class _OfPandas:
 
     def beside(self, table: ResultTable) -> Any:
         found = forms.to_pandas(table.columns(self._frame.columns), self._frame.index)
-        return sys.modules["pandas"].concat([self._frame, found], axis=1)
+        whole = sys.modules["pandas"].concat([self._frame, found], axis=1)
+        whole.attrs = dict(self._frame.attrs)
+        return whole
 
 
 class _OfPolars:

@@ -29,6 +29,7 @@ from qvl.pipeline.map_in_order import Answered, MapItem, map_in_order, unwrapped
 from qvl.pipeline.map_results import AsyncMapResults
 from qvl.pipeline.parse_message import MessageLike
 from qvl.pipeline.parse_request import AnalyzeParams, MapParams, RequestParams, listed, question_messages
+from qvl.pipeline.table_forms import is_table
 from qvl.plugins.host import PluginHost
 from qvl.types import Chunk, Result
 
@@ -436,6 +437,9 @@ class AsyncPipeline:
             raise ConfigError("concurrency must be 1 or more", param="concurrency")
         if isinstance(sources, str | bytes | PathLike):
             raise ConfigError("map needs several pictures", hint="a list of them; analyze() or ask() takes one")
+        if is_table(sources):
+            hint = "qvl.analyze_frame(table, 'image'), or map(table['image'])"
+            raise ConfigError("map needs the pictures of a table, not the table", hint=hint)
         if locate is not None and (question is not None or schema is not None):
             raise ConfigError("map takes one of question, schema and locate", param="locate")
         if engine is not None:

@@ -142,7 +142,7 @@ def _fields(value: object) -> Row:
 
     if isinstance(value, ProductAnalysis):
         value = value.model_dump(include=set(ProductFields.model_fields))
-    plain = to_jsonable_python(value, inf_nan_mode="constants")
+    plain = to_jsonable_python(_storable(value), inf_nan_mode="constants")
     return _flat(plain) if isinstance(plain, dict) else {"answer": plain}
 
 
@@ -160,7 +160,7 @@ def _beside(analysis: AnalysisResult[object]) -> Row:
 
 def _under(name: str, values: Mapping[str, object]) -> Row:
     # The confidence of a value without fields is that of the whole.
-    return {f"{name}.{field}" if field else name: value for field, value in values.items()}
+    return {f"{name}.{_storable(field)}" if field else name: value for field, value in values.items()}
 
 
 def _flat(value: Mapping[str, object], start: str = "") -> Row:
@@ -210,7 +210,18 @@ def _kind(values: Iterable[object]) -> Kind | None:
 
 
 def _as(kind: Kind, value: object) -> object:
+    if kind == "text":
+        return _storable(value)
     return float(value) if kind == "float" and isinstance(value, int) else value
+
+
+def _storable(value: object) -> object:
+    """Return a value of JSON without lone halves of surrogate pairs, which no file and no frame can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_storable(name): _storable(inner) for name, inner in value.items()}
+    return [_storable(inner) for inner in value] if isinstance(value, list) else value
 
 
 def as_json(value: object) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Sequence
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,8 +16,6 @@ from qvl.pipeline.result_table import Column, as_json
 from qvl.suggest import install_line
 
 if TYPE_CHECKING:
-    from os import PathLike
-
     import datasets
     import pandas
     import polars
@@ -42,12 +42,22 @@ def needed(package: str, what: str) -> Any:
         raise MissingDependencyError(message, hint=install_line("data")) from exc
 
 
+def is_table(value: object) -> bool:
+    """True for a whole table or data set of pandas, polars or datasets, whose pictures are in one of its columns."""
+    # Who has one has imported its package; nobody else waits for it.
+    kinds = {"pandas": ("DataFrame",), "polars": ("DataFrame", "LazyFrame"), "datasets": ("Dataset", "DatasetDict")}
+    loaded = {package: module for package in kinds if (module := sys.modules.get(package)) is not None}
+    return any(isinstance(value, getattr(loaded[package], name)) for package in loaded for name in kinds[package])
+
+
 def writable(path: str | PathLike[str]) -> Path:
     """Return the path of a file to be written.
 
     Raises:
         ConfigError: it is a folder, or in a folder that does not exist; told before hours of work, not after.
     """
+    if not isinstance(path, str | PathLike):
+        raise ConfigError(f"a {type(path).__name__} is not a path", hint="name a file")
     file = in_home(path)
     if file.is_dir():
         raise ConfigError(f"{file} is a folder", hint="name a file")
@@ -124,9 +134,7 @@ def _cell(value: object) -> str:
         return ""
     if not isinstance(value, str):
         return as_json(value)
-    # A lone half of a surrogate pair is no UTF-8.
-    text = value.encode("utf-8", "replace").decode()
-    return f"'{text}" if text.startswith(_FORMULA) and not _is_number(text) else text
+    return f"'{value}" if value.startswith(_FORMULA) and not _is_number(value) else value
 
 
 def _is_number(text: str) -> bool:
