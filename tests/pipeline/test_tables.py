@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
-from qvl import AsyncPipeline, Box, ConfigError, MapItem, MapResults, Pipeline
+from qvl import AnalysisResult, AsyncPipeline, Box, ConfigError, Located, MapItem, MapResults, Pipeline, Result
 from qvl.pipeline.result_table import ResultTable
 from tests.pipeline.conftest import ANSWER, TalkingBackend
 
@@ -91,6 +92,31 @@ def test_nested_fields_are_paths_and_an_absent_object_is_no_column() -> None:
     assert list(told) == ["source", "a.b.c", "a.d", "qvl.a.d", "error"]
     assert told["a.b.c"][1] == [None, 1]
     assert told["qvl.a.d"][1] == [None, "y"]
+
+
+def test_calibrated_confidences_abstentions_evidence_and_pages_stand_beside() -> None:
+    box = Located("brand", box=Box(1, 2, 3, 4, 10, 10))
+    analysis: AnalysisResult[object] = AnalysisResult(
+        {"brand": None, "total": 3},
+        Result((), notes=("odd",)),
+        confidence=0.9,
+        field_confidence={"brand": 0.4},
+        confidence_method="calibrated",
+        raw_confidence=0.8,
+        raw_field_confidence={"brand": 0.3},
+        abstained={"brand": "0.4 is less than 0.6"},
+        evidence={"brand": box, "total": None},
+        pages={"total": 2},
+    )
+    table = ResultTable(sources=False)
+    table.add(MapItem(0, "a.pdf", analysis.value, analysis.result, analysis=analysis))
+    assert {one.name: one.values[0] for one in table.columns()} == {
+        "brand": None, "total": 3, "confidence": 0.9, "confidence.brand": 0.4, "raw_confidence": 0.8,
+        "raw_confidence.brand": 0.3, "abstained.brand": "0.4 is less than 0.6", "evidence.brand.x1": 1,
+        "evidence.brand.y1": 2, "evidence.brand.x2": 3, "evidence.brand.y2": 4, "evidence.total": None,
+        "pages.total": 2, "notes": ["odd"], "error": None,
+    }  # fmt: skip
+    assert pickle.loads(pickle.dumps(analysis)) == analysis
 
 
 def test_half_of_a_surrogate_pair_ends_no_run() -> None:
