@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 from typing import Any
 
@@ -54,6 +56,23 @@ class TestRequest:
                 assert "cache_salt" not in backend.capabilities.fields
         async with plain(endpoint, probe=True) as backend:
             assert "cache_salt" in backend.capabilities.fields
+
+    @pytest.mark.parametrize("call", ["generate", "tokenize"])
+    async def test_a_refused_request_does_not_wait_for_the_garbage_collector(
+        self, endpoint: ScriptedEndpoint, call: str
+    ) -> None:
+        """Its pictures would pile up until then."""
+        words = f"refused by {call}"
+        endpoint.say(Status(400, {"error": {"message": "no", "code": 400}}))
+        async with plain(endpoint) as backend:
+            gc.disable()
+            try:
+                with contextlib.suppress(QvlError):
+                    await getattr(backend, call)(ask(words))
+                kept = [one for one in gc.get_objects() if isinstance(one, ChatRequest)]
+            finally:
+                gc.enable()
+        assert [one for one in kept if one.messages[-1].text == words] == []
 
     async def test_every_sampling_field_is_sent_under_the_name_servers_know(self, endpoint: ScriptedEndpoint) -> None:
         values: dict[str, Any] = {

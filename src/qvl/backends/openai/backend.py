@@ -201,7 +201,7 @@ class OpenAIBackend(Backend):
                     yield chunk
         except Failed as failed:
             self._counts["failures"] += 1
-            raise failed.error from failed.__cause__
+            failed.surface()
         except QvlError:
             self._counts["failures"] += 1
             raise

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Final
+from typing import Final, NoReturn
 
 from qvl.backends.openai.retry import LONGEST_RETRY_AFTER, read_retry_after
 from qvl.errors import (
@@ -88,6 +88,16 @@ class Failed(Exception):
 
     def __str__(self) -> str:
         return str(self.error)
+
+    def surface(self) -> NoReturn:
+        """Raise `error` from what caused this."""
+        error = self.error
+        try:
+            raise error from self.__cause__
+        finally:
+            # Else each refers to the other, and a collector's whole round keeps the request with its pictures alive.
+            error.__context__ = None
+            del self, error
 
 
 def broken(message: str, where: str, *, hint: str | None = None) -> Failed:

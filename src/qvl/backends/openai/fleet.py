@@ -132,7 +132,7 @@ class Fleet:
                 f"{member.name} has {len(models)} models", hint=f"name one: {', '.join(models[:8])}", param="model"
             )
         if failed is not None:
-            raise failed.error from failed.__cause__
+            failed.surface()
         raise ConfigError("model is empty, and no endpoint lists models", hint="name the model", param="model")
 
     async def _probe_all(self) -> None:
@@ -145,7 +145,7 @@ class Fleet:
         if len(failures) == len(members):
             verdict = self.verdict(attempts)
             if isinstance(verdict, Failed):
-                raise verdict.error from verdict.__cause__
+                verdict.surface()
             raise verdict
         for url, failed in failures.items():
             log.warning("endpoint left out for now", endpoint=url, error=str(failed.error))
@@ -240,7 +240,7 @@ class Fleet:
             self.pool.add(member)
         except Failed as failed:
             await member.target.endpoint.aclose()
-            raise failed.error from failed.__cause__
+            failed.surface()
         self._learn()
 
     async def remove(self, url: str, timeout: float | None) -> None:
@@ -317,7 +317,7 @@ class Fleet:
         except Failed as failed:
             lacks = isinstance(failed.error, BackendResponseError) and failed.untouched
             if not lacks:
-                raise failed.error from failed.__cause__
+                failed.surface()
             hint = "an endpoint of vLLM, SGLang or qvl-serve has it"
             raise UnsupportedInputError(f"{name} has no {path}", hint=hint) from failed
         finally:
