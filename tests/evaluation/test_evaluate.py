@@ -16,6 +16,7 @@ from qvl.evaluation.evaluate import EvalReport, Evaluator, similarity
 from qvl.evaluation.labelled import read_labelled
 from qvl.types import JsonObject
 from tests.evaluation.shelf import Reader
+from tests.media.films import film
 
 BOX = {"x1": 0, "y1": 0, "x2": 10, "y2": 10}
 SCHEMA: JsonObject = {
@@ -120,3 +121,17 @@ def test_the_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*command, "--allow", "0.01"])
     assert done.exit_code == 2
     assert "--against" in done.output
+
+
+@pytest.mark.slow
+def test_a_film_is_measured_as_a_picture_is(tmp_path: Path) -> None:
+    film(tmp_path / "mug.mp4", size=(320, 240))
+    labels, data = tmp_path / "labels.jsonl", tmp_path / "eval.json"
+    labels.write_text(json.dumps({"video": "mug.mp4", "expected": {"attributes": {"color": "blue"}}}))
+    command = ["eval", str(labels), "--device", "cpu", "--cache", "memory:", "--video", "nframes=4"]
+    done = CliRunner().invoke(app, [*command, "-o", str(data)])
+    assert done.exit_code == 0, done.output
+    report = json.loads(data.read_text())
+    assert (report["lines"], report["failed"], report["usage"]["video_frames"]) == (1, {}, 4)
+    color = next(one for one in report["fields"] if one["name"] == "attributes.color")
+    assert (color["labels"], color["unanswered"]) == (1, 0)

@@ -25,6 +25,8 @@ img{border-radius:6px}
 table{border-collapse:collapse;margin:.5rem 0}
 td,th{text-align:left;padding:.15rem .9rem .15rem 0;vertical-align:top;overflow-wrap:anywhere}
 th{overflow-wrap:normal}
+.scroll{overflow-x:auto}
+.scroll td,.scroll th{white-space:nowrap}
 p.facts{margin:.2rem 0}
 td.number,td.price{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 ul{list-style:none;margin:0;padding:0}

@@ -111,7 +111,7 @@ def _agreement(pair: tuple[str, JsonMapping]) -> tuple[str, str, str, str]:
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _case(one: JsonMapping, pictures: Sequence[ShownPicture]) -> str:
