@@ -33,7 +33,7 @@ import pytest
 
 from qvl.backends.openai.probe import ACCEPTED
 from qvl.backends.openai.wire import Dialect, request_body
-from qvl.bench.dataset import PARAMS
+from qvl.bench.line_forms import PARAMS
 from qvl.caches.key import build_manifest, hash_manifest
 from qvl.errors import ConfigError, UnsupportedInputError
 from qvl.pipeline.async_pipeline import AsyncPipeline
