@@ -64,6 +64,7 @@ def test_an_unknown_device_has_no_known_bandwidth(device_bench: Any) -> None:
     assert device_bench.known_peak("Some Card 9") is None
 
 
+@pytest.mark.slow
 def test_without_an_accelerator_it_says_in_one_line_what_it_needs_and_ends_with_2() -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available() or torch.backends.mps.is_available():

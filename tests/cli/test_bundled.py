@@ -45,6 +45,7 @@ def test_what_cannot_fit_is_refused_with_the_limit(shell, arguments):
     assert "context" in ran.error
 
 
+@pytest.mark.slow
 def test_pictures_in_their_order(shell):
     shirt = str(PICTURES / "haxley-shirt-white.jpg")
     ran = shell("ask", MUG, shirt, "What color is it?", "-o", "colors.jsonl")

@@ -49,6 +49,7 @@ def test_a_catalogue_does_not_command_the_terminal(catalog: str) -> None:
             assert row["name"] == " ".join(EVIL.split())
 
 
+@pytest.mark.slow
 def test_names_of_files_do_not_command_the_terminal(tmp_path: Path) -> None:
     name = f"{tmp_path}/a\x1b[31m\x9bb\u202e.png"
     os.rename(make_picture(str(tmp_path / "a.png"), 64, 64), name)

@@ -47,6 +47,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.asyncio
+@pytest.mark.slow
 async def test_a_calibration_finds_the_truth_behind_wrong_confidences(shelf: Path) -> None:
     calibration, measured = await made(shelf)
     assert calibration.analysis is not None

@@ -16,6 +16,7 @@ from tests.server.conftest import question
 from tests.server.processes import Process
 
 
+@pytest.mark.slow
 def test_adapters_are_models_beside_their_own(tmp_path: Path, run: Callable[..., Process]) -> None:
     folders = {name: random_adapter(tmp_path / name, seed=seed) for seed, name in enumerate(("shelf", "bill"))}
     named = [f"--lora={name}={folder}" for name, folder in folders.items()]

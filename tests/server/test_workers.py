@@ -141,6 +141,7 @@ def test_a_failure_at_the_start_is_told_once(run, endpoint: ScriptedEndpoint) ->
 
 
 @linux
+@pytest.mark.slow
 def test_a_port_that_another_server_shares_among_its_workers_is_in_use(two, run) -> None:
     process, endpoint = two
     port = process.address.rsplit(":", 1)[1]

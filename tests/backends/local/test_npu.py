@@ -109,7 +109,7 @@ def test_a_chip_without_bfloat16_takes_float16() -> None:
     [
         pytest.param({"FAKE_NPU": "count0"}, "sees no NPU", marks=pytest.mark.slow),
         pytest.param({"FAKE_NPU": "broken"}, "does not import: libhccl.so", marks=pytest.mark.slow),
-        ({"ASCEND_RT_VISIBLE_DEVICES": "1,0"}, "not in ascending order"),
+        pytest.param({"ASCEND_RT_VISIBLE_DEVICES": "1,0"}, "not in ascending order", marks=pytest.mark.slow),
     ],
 )
 def test_an_npu_that_is_present_but_unusable_is_told_with_its_reason(environment: dict[str, str], reason: str) -> None:
