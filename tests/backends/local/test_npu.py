@@ -79,12 +79,12 @@ def test_recorded_decode_steps_give_the_same_answers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_recorded_steps_of_adapters_and_the_model_itself_give_the_same_answers() -> None:
     stats = counted("10", "lora", "decode_graphs=on")
     assert stats["graph_replays"] > 10
 
 
+@pytest.mark.slow
 def test_a_checkpoint_spread_over_two_cards_gives_the_same_answers() -> None:
     assert counted("3", "random", "two-cards", "decode_graphs=on")["graph_replays"] == 0
 

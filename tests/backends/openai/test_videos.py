@@ -95,6 +95,30 @@ async def test_an_endpoint_that_takes_no_videos_is_sent_timed_pictures_with_a_no
     assert "clip.mp4: sent as 2 pictures, each behind its time, since openai:echo takes no videos" in result.notes[0]
 
 
+class Forbidding(ScriptedEndpoint):
+    """An endpoint behind a gateway that lets no video through; `status` is what it says of one."""
+
+    status = 403
+
+    async def _respond(self, exchange: ScriptedExchange) -> None:
+        if "video_url" in str(exchange.received.body):
+            await exchange.whole(self.status, {"error": {"message": "not this"}})
+        else:
+            await super()._respond(exchange)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("status", [401, 403, 404, 413, 429, 500, 502, 503, 504])
+async def test_whatever_is_said_of_a_video_words_and_pictures_work_without(status: int, films: dict[str, Path]) -> None:
+    with Forbidding() as endpoint:
+        endpoint.status = status
+        backend = OpenAIBackend("echo", base_url=endpoint.url)
+        async with AsyncPipeline(backend=backend, cache="off") as pipeline:
+            assert (await pipeline.ask(films["mp4"], "When?", video={"nframes": 2})).text
+    assert backend.capabilities.images
+    assert backend.capabilities.videos == 0
+
+
 class Watching(ScriptedEndpoint):
     """An endpoint of vLLM's kind: every two frames, one behind another, are told with their time in the prompt."""
 

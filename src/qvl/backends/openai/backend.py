@@ -31,6 +31,7 @@ from qvl.errors import BackendResponseError, BackendUnavailableError, QvlError
 from qvl.evidence.coordinates import Coordinates, coordinates_named
 from qvl.log import logger
 from qvl.media.gate import hash_pictures
+from qvl.media.video_parts import as_taken
 from qvl.types import ChatRequest, Chunk, JsonObject, Timing
 
 log = logger("qvl.backends.openai")
@@ -329,6 +330,8 @@ class OpenAIBackend(Backend):
         line = ticket.member.target
         joined_late = line.findings is None
         findings = await self._fleet.findings_of(line)
+        # It may have been asked what it takes while the request waited for a place.
+        request = as_taken(request, videos=findings.capabilities.videos)
         if joined_late:
             try:
                 self.refuse_unsupported(request)

@@ -24,10 +24,12 @@ from qvl.backends.openai.wire import Dialect, ListedModel, WirePart, encoded, fo
 from qvl.backends.openai.wire_videos import VideoForm
 from qvl.chunks import Folder
 from qvl.errors import BackendResponseError, DeviceMemoryError, RateLimitError, RequestError, UnknownNameError
+from qvl.log import logger
 from qvl.media import gate
 from qvl.sampling import PARAMETERS, SamplingParams
 from qvl.types import PROMPT_FIELDS, Choice, JsonObject, PromptFacts, ResponseFormat, Usage
 
+log: Final = logger("qvl.backends.openai")
 MANY_PICTURES: Final = 256
 CANARY: Final = "zq7-Kestrel-41"
 AT_ONCE: Final = 8
@@ -356,8 +358,13 @@ class _Asker:
         """Return the form in which videos are taken; None for an endpoint that sees nothing, or no videos."""
 
         async def prompt_tokens(part: WirePart, fields: JsonObject) -> int:
-            answer = await self._ask_unless_refused([part, {"type": "text", "text": _WORDS}], fields, max_tokens=1)
-            return answer.usage.prompt_tokens if answer is not None else 0
+            try:
+                answer = await self.ask([part, {"type": "text", "text": _WORDS}], fields, max_tokens=1)
+            except Failed as failed:
+                # Gateways refuse a video in every way (403, 502, silence); words and pictures work without it.
+                log.debug("no videos", error=str(failed.error))
+                return 0
+            return answer.usage.prompt_tokens
 
         return await video_form(prompt_tokens, small_picture()) if await seeing else None
 

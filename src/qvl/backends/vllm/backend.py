@@ -241,6 +241,7 @@ class VllmBackend(Backend):
         async_llm, engine_args = import_vllm()
         from qvl.backends.local.model import loader, model_folder
         from qvl.backends.local.model.checkpoint_files import image_settings, read_json, video_settings
+        from qvl.backends.local.model.family import takes_videos
         from qvl.backends.local.text.detokenizer import Vocabulary
         from qvl.backends.local.text.processor import ImageRules, Processor
 
@@ -285,7 +286,7 @@ class VllmBackend(Backend):
             (int(tokenizer.eos_token_id),),
             names_tokens(),
             lora_requests(self._adapters.files),
-            takes_videos=hasattr(engine, "renderer") and form.get("video_token_id") is not None,
+            takes_videos=hasattr(engine, "renderer") and takes_videos(form.get("model_type")),
         )
 
 

@@ -113,3 +113,8 @@ def family_of(model_type: object, name: str) -> ModelFamily:
         hint=f"the local engine runs {known}; 'vllm:…' and 'openvino:…' run what these libraries know, and an endpoint "
         "('openai:…') what it serves",
     )
+
+
+def takes_videos(model_type: object) -> bool:
+    """Return True if models of `model_type` are shown videos in Qwen3-VL's form; False for unknown ones."""
+    return any(model_type in family.model_types and family.videos for family in FAMILIES)
