@@ -81,6 +81,7 @@ WRONG_USE = {
     "parameter of a wrong type": (["-p", "temperature=hot"], ["wrong type"]),
     "parameter without a value": (["-p", "temperature"], ["NAME=VALUE", "-param temperature="]),
     "backend's option without a value": (["-O", "max_retries"], ["NAME=VALUE", "--option max_retries="]),
+    "setting of videos without a value": (["--video", "fps"], ["NAME=VALUE", "--video fps="]),
     "max_tokens of nothing": (["--max-tokens", "0"], ["max_tokens=0"]),
     "unknown option of the backend": (["-O", "sufix=x"], ["sufix", "did you mean 'suffix'?"]),
     "option that the backend lacks": (["--base-url", "http://h/v1"], ["base_url"]),

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d|w)?")
-_EXAMPLES: Final = {"--param": "temperature=0.2", "--option": "max_retries=3", "--header": "X-Team=vision"}
+_EXAMPLES: Final = {
+    "--param": "temperature=0.2",
+    "--option": "max_retries=3",
+    "--header": "X-Team=vision",
+    "--video": "fps=2",
+}
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
