@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import os
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol, TypeAlias, TypedDict, Unpack
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypedDict, Unpack
 
 from qvl.agent.catalog.product import AnalysisRecord, Hit, HitRecord, QueryRecord
 from qvl.errors import QvlError
 from qvl.log import logger
 from qvl.types import CacheState, JsonObject
 
+if TYPE_CHECKING:
+    from qvl.media.picture import PictureSource
+
+Step: TypeAlias = Literal["analyze", "search", "answer"]
+STEPS: Final = ("analyze", "search", "answer")
 Kind: TypeAlias = Literal["start", "end", "error"]
 log = logger("qvl.agent")
 
@@ -68,6 +75,23 @@ class Event:
 
     def to_json(self) -> JsonObject:
         return dataclasses.asdict(self)
+
+
+class _Options(TypedDict, total=False):
+    stop_before: Step | None
+    on_event: Callable[[Event], object] | None
+
+
+class RecommendOptions(_Options, total=False):
+    """The keyword arguments of `recommend` besides picture and wish."""
+
+    thread: str | None
+
+
+class ResumeOptions(_Options, total=False):
+    """The keyword arguments of `resume` besides the thread."""
+
+    wish: str | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -187,3 +211,20 @@ def watched(name: str, node: Callable[[State, Note], State]) -> GraphNode:
             return update
 
     return run
+
+
+def plain_picture(picture: PictureSource) -> str | bytes:
+    """Return a picture in a form that a checkpoint can store: an absolute path, a URL, or bytes."""
+    if isinstance(picture, str | os.PathLike):
+        text = os.fspath(picture)
+        return text if "://" in text or text.startswith("data:") else os.path.abspath(text)
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return bytes(picture)
+    if hasattr(picture, "read"):
+        content: bytes = picture.read()
+        return content
+    from qvl.media import gate
+
+    buffer = io.BytesIO()
+    gate.load(picture).rgb().save(buffer, "PNG")
+    return buffer.getvalue()

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import io
-import os
 import sqlite3
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
@@ -18,14 +16,27 @@ from concurrent.futures import Future
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, cast
 
 from qvl.agent import grounding, judge
 from qvl.agent.catalog.index import facets
 from qvl.agent.catalog.parse_wish import read_wish, relaxed
 from qvl.agent.catalog.product import AnalysisRecord, Hit, Product, Query
 from qvl.agent.catalog.tokenize import key
-from qvl.agent.steps import Event, Note, Recommendation, State, StepError, StepFacts, watched
+from qvl.agent.steps import (
+    STEPS,
+    Event,
+    Note,
+    Recommendation,
+    RecommendOptions,
+    ResumeOptions,
+    State,
+    Step,
+    StepError,
+    StepFacts,
+    plain_picture,
+    watched,
+)
 from qvl.errors import ConfigError, MissingDependencyError, QvlError
 from qvl.suggest import install_line, nearest
 
@@ -40,29 +51,10 @@ if TYPE_CHECKING:
     from qvl.pipeline.sync_pipeline import Pipeline
     from qvl.types import Result
 
-Step: TypeAlias = Literal["analyze", "search", "answer"]
-STEPS: Final = ("analyze", "search", "answer")
 MAX_ANSWER_TOKENS: Final = 400
 R = TypeVar("R")
 # The requests of a run in a thread, which cannot be cancelled itself.
 _STARTED: ContextVar[list[Future[Any]] | None] = ContextVar("_STARTED", default=None)
-
-
-class _Options(TypedDict, total=False):
-    stop_before: Step | None
-    on_event: Callable[[Event], object] | None
-
-
-class RecommendOptions(_Options, total=False):
-    """The keyword arguments of `recommend` besides picture and wish."""
-
-    thread: str | None
-
-
-class ResumeOptions(_Options, total=False):
-    """The keyword arguments of `resume` besides the thread."""
-
-    wish: str | None
 
 
 class Recommender:
@@ -166,7 +158,7 @@ class Recommender:
             raise ConfigError("no picture to analyze", hint="pass one, or a thread that has one", param="picture")
         update: State = {"wish": wish, "request_id": f"qvl-{uuid.uuid4().hex}", "failed": "", "notes": [], "text": ""}
         if picture is not None:
-            update |= {"picture": _plain_picture(picture), "analysed": None, "analysis": {}, "query": {}, "hits": []}
+            update |= {"picture": plain_picture(picture), "analysed": None, "analysis": {}, "query": {}, "hits": []}
             update["evidence"] = {}
         return self._run(update, thread, stop_before, on_event)
 
@@ -429,23 +421,6 @@ class Recommender:
 
 def _tokens(result: Result) -> int:
     return result.usage.total_tokens if result.cache != "hit" else 0
-
-
-def _plain_picture(picture: PictureSource) -> str | bytes:
-    """Return a picture in a form that a checkpoint can store: an absolute path, a URL, or bytes."""
-    if isinstance(picture, str | os.PathLike):
-        text = os.fspath(picture)
-        return text if "://" in text or text.startswith("data:") else os.path.abspath(text)
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return bytes(picture)
-    if hasattr(picture, "read"):
-        content: bytes = picture.read()
-        return content
-    from qvl.media import gate
-
-    buffer = io.BytesIO()
-    gate.load(picture).rgb().save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _has_any(hit: Hit, pairs: Sequence[tuple[str, str]]) -> bool:

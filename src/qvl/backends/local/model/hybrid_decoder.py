@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qvl.backends.local.model.decoder import Layer, LayerStep, TextDecoder
+from qvl.backends.local.model.decoder import Layer, TextDecoder
+from qvl.backends.local.model.decoder_step import LayerStep
 from qvl.backends.local.model.gated_delta import GatedDelta
 from qvl.backends.local.model.kv_storage import Layout
 

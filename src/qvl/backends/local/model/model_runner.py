@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qvl.backends.local.model.decoder import Deepstack, PromptChunk
+from qvl.backends.local.model.decoder_step import Deepstack, PromptChunk
 from qvl.backends.local.model.device import to_device
 from qvl.backends.local.model.graphs import DecodeGraphs, padded_count, padded_length
 from qvl.backends.local.model.kv_storage import Storage

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from qvl.backends.local.model.decoder import DecodeGroup, StepAdapters
+from qvl.backends.local.model.decoder_step import DecodeGroup, StepAdapters
 from qvl.backends.local.model.device import to_device
 from qvl.backends.local.model.linear import AdapterRows
 

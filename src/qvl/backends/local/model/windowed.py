@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from qvl.backends.local.model.decoder import Layer, LayerStep, TextDecoder
+from qvl.backends.local.model.decoder import Layer, TextDecoder
+from qvl.backends.local.model.decoder_step import LayerStep
 from qvl.backends.local.model.vision import Block, Merger, VisionTower
 from qvl.errors import ConfigError
 

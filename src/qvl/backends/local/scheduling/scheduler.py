@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from bisect import insort, insort_left
 from collections import deque
-from dataclasses import dataclass
 from itertools import islice
 from math import inf
 from operator import attrgetter
@@ -23,7 +22,7 @@ from qvl.backends.local.scheduling.reuse import MOST_PARTS, PrefixSharing, Reuse
 from qvl.backends.local.scheduling.sequence import Sequence, SequenceStatus
 from qvl.backends.local.scheduling.states import KeptState, SequenceStates
 from qvl.backends.local.scheduling.step import ScheduledPictures, ScheduledTokens, Step
-from qvl.backends.local.scheduling.step_budget import StepBudget
+from qvl.backends.local.scheduling.step_budget import Remaining, StepBudget
 from qvl.backends.local.scheduling.step_costs import StepCosts, Work
 
 # Answers are often short: room for this many tokens beyond the prompt avoids most moves to a larger row.
@@ -33,33 +32,6 @@ AHEAD: Final = 2
 # Tokens of a prefix under computation for which another prompt waits: for fewer it starts at once and computes its own.
 WORTH_WAITING: Final = 4 * BLOCK
 ORDER: Final = attrgetter("order")
-
-
-@dataclass(slots=True)
-class _Remaining:
-    """The part of a step's budget that is not spent yet.
-
-    Args:
-        tokens: prompt tokens that the memory allows.
-        units: prompt and picture work together that the time allows.
-        picture_price: measured cost of a unit of picture work, in units of prompt work.
-        reserved: units kept for pictures, where prompts that arrived later are concerned.
-        since: place in the order of the first sequence that waits for pictures.
-    """
-
-    tokens: int
-    units: float
-    picture_price: float
-    reserved: float
-    since: tuple[float, float]
-
-    def for_prompt(self, sequence: Sequence, step: Step, grain: int) -> float:
-        """Return the units that a prompt may take: at least `grain`, or 0; the earliest one always gets `grain`."""
-        earliest = sequence.order < self.since
-        units = self.units if earliest else self.units - self.reserved
-        if units < grain:
-            units = grain if earliest and not step.has_prompt else 0.0
-        return min(units, self.tokens)
 
 
 class Scheduler:
@@ -277,7 +249,7 @@ class Scheduler:
         ready = (sequence for sequence in self.waiting if not self._waits_for_prefix(sequence))
         return [(sequence, self._pending(sequence)) for sequence in islice(ready, places)]
 
-    def _remaining(self, step: Step, candidates: list[tuple[Sequence, float]]) -> _Remaining:
+    def _remaining(self, step: Step, candidates: list[tuple[Sequence, float]]) -> Remaining:
         costs = self.budget.costs
         tokens = self.max_num_batched_tokens - step.num_tokens
         prompts = [sequence for sequence in self.running if sequence.prefilling]
@@ -294,9 +266,9 @@ class Scheduler:
         # Prompts that came later leave half to the pictures that came before them, so that neither waits for ever.
         reserved = min(picture_units * relative, max(units / 2, self.grain * relative))
         since = next((sequence.order for sequence, pictures in candidates if pictures), (inf, inf))
-        return _Remaining(tokens, units, relative, reserved, since)
+        return Remaining(tokens, units, relative, reserved, since)
 
-    def _chunk(self, step: Step, sequence: Sequence, remaining: _Remaining) -> None:
+    def _chunk(self, step: Step, sequence: Sequence, remaining: Remaining) -> None:
         units = remaining.for_prompt(sequence, step, self.grain)
         start = sequence.num_computed
         if units > 0:
@@ -308,7 +280,7 @@ class Scheduler:
             remaining.tokens -= count
             remaining.units -= self._units(start, count)
 
-    def _slices(self, step: Step, candidates: list[tuple[Sequence, float]], remaining: _Remaining) -> None:
+    def _slices(self, step: Step, candidates: list[tuple[Sequence, float]], remaining: Remaining) -> None:
         """Spend what remains on pictures: first come, first served, but half of it goes to a smaller one behind."""
         looking = _different(candidates)
         left = remaining.units / remaining.picture_price

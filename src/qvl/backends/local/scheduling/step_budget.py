@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
+from qvl.backends.local.scheduling.sequence import Sequence
+from qvl.backends.local.scheduling.step import Step
 from qvl.backends.local.scheduling.step_costs import StepCosts
 from qvl.errors import ConfigError
 
@@ -65,3 +68,30 @@ class StepBudget:
             limit = min(limit, decode + max(usual, backlog / HORIZON))
         self.seconds = limit
         return limit - (decode or 0.0)
+
+
+@dataclass(slots=True)
+class Remaining:
+    """The part of a step's budget that is not spent yet.
+
+    Args:
+        tokens: prompt tokens that the memory allows.
+        units: prompt and picture work together that the time allows.
+        picture_price: measured cost of a unit of picture work, in units of prompt work.
+        reserved: units kept for pictures, where prompts that arrived later are concerned.
+        since: place in the order of the first sequence that waits for pictures.
+    """
+
+    tokens: int
+    units: float
+    picture_price: float
+    reserved: float
+    since: tuple[float, float]
+
+    def for_prompt(self, sequence: Sequence, step: Step, grain: int) -> float:
+        """Return the units that a prompt may take: at least `grain`, or 0; the earliest one always gets `grain`."""
+        earliest = sequence.order < self.since
+        units = self.units if earliest else self.units - self.reserved
+        if units < grain:
+            units = grain if earliest and not step.has_prompt else 0.0
+        return min(units, self.tokens)
