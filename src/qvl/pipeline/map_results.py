@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 T_co = TypeVar("T_co", covariant=True)
 
 
+def _raised(
+    typ: type[BaseException] | BaseException, val: BaseException | object, tb: TracebackType | None
+) -> BaseException:
+    """Return the exception of the three arguments that a generator's `throw` still takes."""
+    raised = typ if isinstance(typ, BaseException) else val if isinstance(val, BaseException) else typ()
+    return raised if tb is None else raised.with_traceback(tb)
+
+
 class MapResults(Generator[MapItem[T_co], None, None]):
     """The items of a `map`, in input order, as they come.
 
@@ -40,8 +48,7 @@ class MapResults(Generator[MapItem[T_co], None, None]):
         val: BaseException | object = None,
         tb: TracebackType | None = None,
     ) -> MapItem[T_co]:
-        raised = typ if isinstance(typ, BaseException) else val if isinstance(val, BaseException) else typ()
-        return self._items.throw(raised if tb is None else raised.with_traceback(tb))
+        return self._items.throw(_raised(typ, val, tb))
 
     def close(self) -> None:
         self._items.close()
@@ -115,8 +122,7 @@ class AsyncMapResults(AsyncGenerator[MapItem[T_co], None]):
         val: BaseException | object = None,
         tb: TracebackType | None = None,
     ) -> MapItem[T_co]:
-        raised = typ if isinstance(typ, BaseException) else val if isinstance(val, BaseException) else typ()
-        return await self._items.athrow(raised if tb is None else raised.with_traceback(tb))
+        return await self._items.athrow(_raised(typ, val, tb))
 
     async def aclose(self) -> None:
         await self._items.aclose()

@@ -45,16 +45,22 @@ class ModelFamily:
         self, model: PreTrainedModel, kernels: Kernels, plan: LinearPlan, *, batch_invariant: bool
     ) -> TextDecoder:
         """Return the text decoder over the weights of `model`; its `layout()` is the shape of a token's KV."""
+        language_model, lm_head = model.get_submodule("model.language_model"), model.get_submodule("lm_head")
+        return self._decoder_type()(language_model, lm_head, kernels, plan, batch_invariant=batch_invariant)
+
+    def _decoder_type(self) -> type[TextDecoder]:
         from qvl.backends.local.model.decoder import TextDecoder
 
-        language_model, lm_head = model.get_submodule("model.language_model"), model.get_submodule("lm_head")
-        return TextDecoder(language_model, lm_head, kernels, plan, batch_invariant=batch_invariant)
+        return TextDecoder
 
     def tower(self, model: PreTrainedModel, rules: ImageRules, kernels: Kernels, plan: LinearPlan) -> VisionTower:
         """Return the vision tower over the weights of `model`, which computes picture features."""
+        return self._tower_type()(model.get_submodule("model.visual"), rules, kernels, plan)
+
+    def _tower_type(self) -> type[VisionTower]:
         from qvl.backends.local.model.vision import VisionTower
 
-        return VisionTower(model.get_submodule("model.visual"), rules, kernels, plan)
+        return VisionTower
 
 
 class HybridFamily(ModelFamily):
@@ -63,13 +69,10 @@ class HybridFamily(ModelFamily):
     name = "Qwen3.5"
     model_types = ("qwen3_5", "qwen3_5_moe")
 
-    def decoder(
-        self, model: PreTrainedModel, kernels: Kernels, plan: LinearPlan, *, batch_invariant: bool
-    ) -> TextDecoder:
+    def _decoder_type(self) -> type[TextDecoder]:
         from qvl.backends.local.model.hybrid_decoder import HybridDecoder
 
-        language_model, lm_head = model.get_submodule("model.language_model"), model.get_submodule("lm_head")
-        return HybridDecoder(language_model, lm_head, kernels, plan, batch_invariant=batch_invariant)
+        return HybridDecoder
 
 
 class WindowedFamily(ModelFamily):
@@ -80,18 +83,15 @@ class WindowedFamily(ModelFamily):
     convention: Convention = "pixels"
     videos = False
 
-    def decoder(
-        self, model: PreTrainedModel, kernels: Kernels, plan: LinearPlan, *, batch_invariant: bool
-    ) -> TextDecoder:
+    def _decoder_type(self) -> type[TextDecoder]:
         from qvl.backends.local.model.windowed import SectionDecoder
 
-        language_model, lm_head = model.get_submodule("model.language_model"), model.get_submodule("lm_head")
-        return SectionDecoder(language_model, lm_head, kernels, plan, batch_invariant=batch_invariant)
+        return SectionDecoder
 
-    def tower(self, model: PreTrainedModel, rules: ImageRules, kernels: Kernels, plan: LinearPlan) -> VisionTower:
+    def _tower_type(self) -> type[VisionTower]:
         from qvl.backends.local.model.windowed import WindowedTower
 
-        return WindowedTower(model.get_submodule("model.visual"), rules, kernels, plan)
+        return WindowedTower
 
 
 FAMILIES: tuple[ModelFamily, ...] = (ModelFamily(), HybridFamily(), WindowedFamily())
