@@ -238,7 +238,7 @@ def test_failures_of_the_backend_are_tried_again(serve: Callable[..., Running], 
 
 
 def test_a_key_that_is_withdrawn_stops_its_batch_and_a_returned_one_goes_on(
-    serve: Callable[..., Running], tmp_path: Path, connect: Any
+    serve: Callable[..., Running], tmp_path: Path, connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = tmp_path / "keys"
     keys.write_text("one\ntwo\n")
@@ -252,8 +252,13 @@ def test_a_key_that_is_withdrawn_stops_its_batch_and_a_returned_one_goes_on(
     running.core.keys.reload()
     while running.backend.running:
         time.sleep(0.01)
-    before = running.backend.started
-    time.sleep(1.5)
+    before, looks = running.backend.started, []
+    store = running.core.batch_store
+    unfinished = store.unfinished
+    monkeypatch.setattr(store, "unfinished", lambda: looks.append(1) or unfinished())
+    # The second look begins when the first has started whatever it would.
+    while len(looks) < 2:
+        time.sleep(0.01)
     assert running.backend.started == before < 200
     keys.write_text("one\ntwo\n")
     running.core.keys.reload()
