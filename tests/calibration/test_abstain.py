@@ -64,7 +64,7 @@ def test_an_answer_is_emptied_without_a_change_to_the_original() -> None:
 
 @pytest.mark.parametrize("value", [1.5, -0.1, math.nan, True, "0.9", {"brand": "much"}, {"brand": math.nan}])
 def test_what_is_no_confidence_is_refused(value: object) -> None:
-    with pytest.raises(ConfigError, match="is no confidence"):
+    with pytest.raises(ConfigError, match="is not a confidence"):
         read_abstain(value)  # type: ignore[arg-type]
 
 

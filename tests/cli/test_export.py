@@ -98,8 +98,8 @@ def test_label_studio_has_per_cent_and_its_interface(qvl, tmp_path: Path) -> Non
     ("lines", "form", "message"),
     [
         (["{"], "coco", ":1 is not JSON"),
-        (["[]"], "coco", ":1 is no result of qvl locate"),
-        ([line("a.jpg", CAP), '{"text": "x"}'], "coco", ":2 is no result"),
+        (["[]"], "coco", ":1 is not a result of qvl locate"),
+        ([line("a.jpg", CAP), '{"text": "x"}'], "coco", ":2 is not a result"),
         ([line("a.jpg", located=[{"label": "x", "box": {"x1": 1}}])], "coco", ":1 has a wrong place"),
         (
             [line("a.jpg", located=[{"label": "x", "box": {**CAP.shape.to_json(), "x2": 900}}])],

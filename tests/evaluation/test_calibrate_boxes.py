@@ -142,13 +142,13 @@ def test_a_labelled_box_counts_for_the_first_that_has_it() -> None:
 @pytest.mark.parametrize(
     ("expected", "what"),
     [
-        ({"the brand": [1, 2, 3]}, "is no box"),
-        ({"the brand": {"x1": 5, "y1": 1, "x2": 5, "y2": 9}}, "is no box"),
-        ({"the brand": "here"}, "is no box"),
-        ({"evidence": {"brand": {"x1": 1}}}, "'evidence.brand' is no box"),
+        ({"the brand": [1, 2, 3]}, "is not a box"),
+        ({"the brand": {"x1": 5, "y1": 1, "x2": 5, "y2": 9}}, "is not a box"),
+        ({"the brand": "here"}, "is not a box"),
+        ({"evidence": {"brand": {"x1": 1}}}, "'evidence.brand' is not a box"),
         ({"evidence": {"colour": None}}, "evidence of 'colour', no field"),
         ({"evidence": []}, "`evidence` must be an object"),
-        ({"the cap": None}, "'the cap' is no field"),
+        ({"the cap": None}, "'the cap' is not a field"),
     ],
 )
 async def test_labels_that_are_no_boxes_are_named_before_anything_is_asked(

@@ -74,7 +74,7 @@ def test_a_record_goes_on_behind_a_torn_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="of another model"):
         RecordFile(path, {"model": "n", "identity": {}})
     path.write_bytes(b"no gzip")
-    with pytest.raises(ConfigError, match="is no record"):
+    with pytest.raises(ConfigError, match="is not a record"):
         RecordFile(path)
 
 
@@ -89,7 +89,7 @@ def test_a_record_is_written_by_one_process(tmp_path: Path) -> None:
     [
         ("text", "cannot be read"),
         ("text=much", "cannot be read"),
-        ("text=1.2", "is no share"),
+        ("text=1.2", "is not a share"),
         ("txt=0.9", "did you mean 'text'"),
         ("kl=0", "out of range"),
         ("text=0.9,text=0.8", "twice"),

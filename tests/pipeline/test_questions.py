@@ -1,4 +1,4 @@
-"""What is no question is told before anything is loaded, with the way out."""
+"""What is not a question is told before anything is loaded, with the way out."""
 
 from __future__ import annotations
 

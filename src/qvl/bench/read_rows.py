@@ -27,7 +27,7 @@ def is_read(path: Path) -> bool:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, object]]:
-    """Yield (number from 1, value) of each row; the value is an error where a line is no JSON.
+    """Yield (number from 1, value) of each row; the value is an error where a line is not JSON.
 
     `.json` is one list of rows, one request, or JSON lines after all; `.txt` has a prompt a line; `.csv` a row of
     columns; other names are JSON lines. What begins as gzip is unpacked.

@@ -144,9 +144,9 @@ def _check(flag: str, value: str) -> None:
             raise ConfigError(f"--vary {flag}: it needs a value, so {PRESENT} cannot stand", hint=f"as {flag}=8,16")
         return
     if flag in _COUNTS and not re.fullmatch(r"[1-9][0-9]{0,8}", value):
-        raise ConfigError(f"--vary {flag}: {value!r} is no count", hint="a whole number from 1")
+        raise ConfigError(f"--vary {flag}: {value!r} is not a count", hint="a whole number from 1")
     if flag in _SHARES and not (re.fullmatch(r"[0-9]*\.?[0-9]+", value) and 0 < float(value) <= 1):
-        raise ConfigError(f"--vary {flag}: {value!r} is no share", hint="a number above 0 and at most 1")
+        raise ConfigError(f"--vary {flag}: {value!r} is not a share", hint="a number above 0 and at most 1")
     if value[0] in "{[" or value[-1] in "}]":
         _check_json(flag, value)
     if flag.endswith("cudagraph_mode"):
@@ -158,7 +158,7 @@ def _check_json(flag: str, value: str) -> None:
         body = json.loads(value)
     except ValueError as exc:
         hint = "values with commas stand between semicolons: '{...};{...}'"
-        raise ConfigError(f"--vary {flag}: {value!r} is no JSON", hint=hint) from exc
+        raise ConfigError(f"--vary {flag}: {value!r} is not JSON", hint=hint) from exc
     if isinstance(body, dict) and "cudagraph_mode" in body:
         _check_mode(flag, body["cudagraph_mode"])
 

@@ -64,7 +64,7 @@ def read_abstain(value: AbstainLike | None, known: Iterable[str] | None = None) 
 
 def _share(value: object, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{what}={value!r} is no confidence", hint="a number from 0 to 1", param="abstain")
+        raise ConfigError(f"{what}={value!r} is not a confidence", hint="a number from 0 to 1", param="abstain")
     return float(value)
 
 

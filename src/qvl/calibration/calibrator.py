@@ -91,7 +91,7 @@ class Calibrator:
         """Return the thresholds of a call that says `abstain`.
 
         Raises:
-            ConfigError: it is no confidence, or names what the calibration does not have.
+            ConfigError: it is not a confidence, or names what the calibration does not have.
         """
         return self.abstain if abstain is None else read_abstain(abstain, self.calibration.names)
 

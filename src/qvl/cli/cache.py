@@ -209,7 +209,7 @@ def _two(store: Cache, a: str | None, b: str | None) -> tuple[tuple[str, CacheEn
         return _find(store, a), _find(store, b)
     if a is not None:
         raise ConfigError("two keys are needed, got one", hint="two keys, or none for the two newest answers")
-    # What a server keeps for conversations is no answer with a key to explain.
+    # What a server keeps for conversations is not an answer with a key to explain.
     newest = [found for found in store.find(limit=RECENT) if found[1].manifest][:2]
     if len(newest) < 2:
         raise ConfigError(f"the cache {store.url} has fewer than two answers to compare", hint="see qvl cache list")

@@ -88,7 +88,7 @@ def calibrate(
     options.start_logs(verbose, as_json)
     check_installed()
     if at_precision is not None and not 0.0 < at_precision < 1.0:
-        raise ConfigError(f"--at-precision {at_precision} is no share", hint="between 0 and 1, such as 0.95")
+        raise ConfigError(f"--at-precision {at_precision} is not a share", hint="between 0 and 1, such as 0.95")
     checked = None if settings.calibration is None else Calibration.load(settings.calibration)
     thresholds = read_abstain(settings.thresholds(), None if checked is None else checked.names)
     if checked is None and thresholds is not None:

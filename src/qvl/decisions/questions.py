@@ -164,7 +164,7 @@ def read_questions(questions: Iterable[QuestionLike] | QuestionLike) -> tuple[Qu
         RequestError: no question, more than 400, two of the same name, or one that cannot be asked, such as a Box.
     """
     if shape := _shape_of(questions):
-        raise _no_decision(f"a {shape} is no decision", "questions")
+        raise _no_decision(f"a {shape} is not a decision", "questions")
     if isinstance(questions, Predicate | ChoiceQuestion | Score | str | Mapping):
         questions = [questions]
     if not isinstance(questions, Iterable):
@@ -186,7 +186,7 @@ def _question(item: object, where: str) -> Question:
     if isinstance(item, str):
         item = {"type": "predicate", "instructions": item}
     if shape := _shape_of(item):
-        raise _no_decision(f"{where}: a {shape} is no decision", where)
+        raise _no_decision(f"{where}: a {shape} is not a decision", where)
     if not isinstance(item, Mapping):
         what = f"{where} must be a question, not {type(item).__name__}"
         raise RequestError(what, hint="a text, Predicate, Choice or Score", param=where, code="invalid_type")
@@ -298,7 +298,7 @@ def _option(question: ChoiceQuestion, item: object) -> Option:
     option = item if isinstance(item, Option) else Option(item)  # type: ignore[arg-type]
     value = option.value
     if shape := _shape_of(value):
-        raise _no_decision(f"a choice is a {shape}, which is no decision", "choices")
+        raise _no_decision(f"a choice is a {shape}, which is not a decision", "choices")
     if isinstance(value, float) and math.isnan(value):
         raise _fault(question, "a choice is NaN", "text, true or false")
     if not isinstance(value, str | bool):

@@ -153,12 +153,12 @@ class Collector:
             labelled |= fields.keys()
             for path, _ in label_parts(fields, self._rules):
                 if not has_field(self._generated, field_name(path)):
-                    what = f"{line.where}: {path!r} is no field of {self._generated.get('title', 'the schema')}"
+                    what = f"{line.where}: {path!r} is not a field of {self._generated.get('title', 'the schema')}"
                     hint = nearest(path, [*known, *self.questions]) if known else "see --schema and -q"
                     raise ConfigError(what, hint=hint)
             for name, question in self.questions.items():
                 if name in line.expected and line.expected[name] not in [label.value for label in question.labels]:
-                    what = f"{line.where}: {line.expected[name]!r} is no answer to {name!r}"
+                    what = f"{line.where}: {line.expected[name]!r} is not an answer to {name!r}"
                     values = ", ".join(str(label.value) for label in question.labels[:12])
                     raise ConfigError(what, hint=f"one of {values}")
             self._check_boxes(line)
@@ -196,7 +196,7 @@ class Collector:
             for box in boxes:
                 found = corners(box)
                 if found is None or found[0] >= found[2] or found[1] >= found[3]:
-                    what = f"{line.where}: the label {str(box)[:60]} of {name!r} is no box"
+                    what = f"{line.where}: the label {str(box)[:60]} of {name!r} is not a box"
                     raise ConfigError(what, hint=f"{BOX_FORM} in pixels of the picture, or null where there is none")
 
     def _paths(self, line: Labelled) -> list[str]:

@@ -75,7 +75,7 @@ def read_rules(texts: Sequence[str]) -> dict[str, Rule]:
         except ValueError:
             value = math.nan
         if not 0.0 <= value < math.inf or (kind == "iou" and not 0.0 < value <= 1.0):
-            raise ConfigError(f"--compare {text!r}: {limit!r} is no limit", hint=_HINT)
+            raise ConfigError(f"--compare {text!r}: {limit!r} is not a limit", hint=_HINT)
         found[name] = Rule(kinds[kinds.index(kind)], value / 100 if relative else value, relative)
     return found
 

@@ -26,7 +26,7 @@ def arrow_rows(file: Path) -> Iterator[JsonObject]:
     """Yield the rows of a file, null cells left out; class labels of datasets by their names.
 
     Raises:
-        ConfigError: it cannot be read, or a cell is no JSON value and no picture.
+        ConfigError: it cannot be read, or a cell is neither a JSON value nor a picture.
         MissingDependencyError: pyarrow is not installed.
     """
     try:

@@ -48,7 +48,7 @@ def read_results(lines: Iterable[str], name: str, into: ExportedSet) -> None:
     """Add the JSON lines that `qvl locate` and `qvl analyze` write to `into`; a later line of a picture wins.
 
     Raises:
-        ConfigError: a line is no result of theirs; the message has its number.
+        ConfigError: a line is not a result of theirs; the message has its number.
     """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -58,7 +58,7 @@ def read_results(lines: Iterable[str], name: str, into: ExportedSet) -> None:
         except ValueError as exc:
             raise _bad(name, number, f"is not JSON: {exc}") from exc
         if not isinstance(record, dict) or not isinstance(record.get("picture"), str):
-            raise _bad(name, number, "is no result of qvl locate or qvl analyze")
+            raise _bad(name, number, "is not a result of qvl locate or qvl analyze")
         if record.get("ok") is False:
             into.failed += 1
             continue

@@ -150,7 +150,7 @@ def _placed(
 
 
 def placed(raw: RawShape, frame: Frame) -> tuple[Box | Point | None, str]:
-    """Return (the box or point that was written, what was done to it), or (None, why it is none)."""
+    """Return (the box or point that was written, what was done to it), or (None, why it cannot be used)."""
     values, told = raw.values or (), ""
     if frame.relative and values and max(values) <= 1 and not all(map(float.is_integer, values)):
         # As thousandths they would be less than a pixel of any picture.
@@ -187,7 +187,7 @@ def _target(label: str | None, targets: Sequence[str]) -> str | None:
 
 
 def _says(value: object) -> bool:
-    """True if a JSON value says something that is no box: an empty list, or empty lists in objects, say "none"."""
+    """True if a JSON value says something that is not a box: an empty list, or empty lists in objects, say "none"."""
     if isinstance(value, list):
         return any(map(_says, value))
     if isinstance(value, dict):

@@ -53,7 +53,7 @@ class Budgets:
                 known = (*SHARES, "kl", "field.NAME", "decision.NAME")
                 raise ConfigError(f"unknown budget {name!r}", hint=nearest(name, known))
             if not 0.0 < least <= 1.0:
-                raise ConfigError(f"budget {name}={least:g} is no share", hint="above 0, at most 1")
+                raise ConfigError(f"budget {name}={least:g} is not a share", hint="above 0, at most 1")
         if self.kl is not None and not 0.0 < self.kl < math.inf:
             raise ConfigError(f"budget kl={self.kl:g} is out of range", hint="above 0, in nats")
 

@@ -116,7 +116,7 @@ def read_question_file(path: Path) -> tuple[list[str], tuple[Question, ...]]:
     """Return (questions answered in words, questions with a fixed set of answers) of a file of JSON lines.
 
     Raises:
-        ConfigError: it cannot be read, or a line is no question; the line is named.
+        ConfigError: it cannot be read, or a line is not a question; the line is named.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -142,7 +142,7 @@ def read_question_file(path: Path) -> tuple[list[str], tuple[Question, ...]]:
             except QvlError as exc:
                 raise ConfigError(f"{where}: {exc.message}", hint=exc.hint) from exc
         else:
-            raise ConfigError(f"{where} is no question", hint=_FORM)
+            raise ConfigError(f"{where} is not a question", hint=_FORM)
     if not texts and not asked:
         raise ConfigError(f"--questions {path} has no question", hint=_FORM)
     return texts, read_questions(asked) if asked else ()

@@ -100,7 +100,7 @@ class RecordFile:
         return value
 
     def _none(self) -> ConfigError:
-        return ConfigError(f"{self.path} is no record of qvl parity", hint="qvl parity record A -o golden.jsonl.gz")
+        return ConfigError(f"{self.path} is not a record of qvl parity", hint="qvl parity record A -o golden.jsonl.gz")
 
     def _append(self, value: JsonMapping, end: int | None = None) -> int:
         start = self._file.seek(0, os.SEEK_END) if end is None else self._file.seek(end)

@@ -130,7 +130,7 @@ def test_asynchronously_in_batches_in_a_chain_and_traced(model: QvlDecisionModel
         ({"state": [HumanMessage([{"type": "image", "url": "mug.png"}])]}, "not a file"),
         ({"state": {"clip": {"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"}}}, "audio"),
         ({"state": {"a": math.nan}}, "NaN"),
-        ({"state": {"a": object()}}, "object is no JSON"),
+        ({"state": {"a": object()}}, "object is not JSON"),
         ({"state": {1: "a"}}, "the keys of an object must be text"),
         ({"state": b"bytes"}, "must be text, messages, an object or a list"),
     ],

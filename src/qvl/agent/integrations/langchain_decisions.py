@@ -235,7 +235,7 @@ def _plain(value: object, seen: list[object], mark: str, where: str) -> object:
         return [_plain(item, seen, mark, where) for item in value]
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    raise RequestError(f"{where}: {type_of(value)} is no JSON", hint="pictures as content blocks", param=where)
+    raise RequestError(f"{where}: {type_of(value)} is not JSON", hint="pictures as content blocks", param=where)
 
 
 def _marked(part: object, seen: list[object], mark: str) -> str:

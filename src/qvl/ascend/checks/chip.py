@@ -27,7 +27,7 @@ def kind(host: Host, dtype: str | None) -> Iterator[Finding]:
         for name in names:
             yield Finding.warn(
                 "chip",
-                f"{name} is no chip that qvl has facts about: it is treated as {chips.DEFAULT.kind}",
+                f"{name} is not a chip that qvl has facts about: it is treated as {chips.DEFAULT.kind}",
                 "check device nodes, mounts and image by the vendor's page for this chip",
                 {"chip": name},
             )

@@ -147,7 +147,7 @@ def _shares(answer: JsonObject, questions: Sequence[JsonMapping]) -> list[Mappin
 
 def _share(answer: object, question: JsonMapping) -> Mapping[str | bool, float] | None:
     if not isinstance(answer, Mapping):
-        raise _unfit("an answer is no object")
+        raise _unfit("an answer is not an object")
     if answer.get("type") == "refusal":
         return None
     if question["type"] == "predicate":

@@ -127,7 +127,7 @@ class XmlCallReader:
 
 
 def _resolved(schema: object, root: Mapping[str, object]) -> object:
-    """Return what a schema that is a reference into `root` points at; itself if it is none."""
+    """Return what a schema that is a reference into `root` points at; any other schema as it is."""
     for _ in range(MOST_REFERENCES):
         pointer = schema.get("$ref") if isinstance(schema, Mapping) else None
         if not isinstance(pointer, str):
