@@ -66,7 +66,7 @@ class Observation:
         """Return the observation that `to_json` gave.
 
         Raises:
-            TypeError, KeyError, ValueError: it is none.
+            TypeError, KeyError, ValueError: it is not the JSON of an observation.
         """
         values: JsonObject = dict(data)
         values["sizes"] = tuple((int(width), int(height)) for width, height in values["sizes"])

@@ -100,7 +100,11 @@ async def test_an_endpoint_that_comes_back_is_used_again(four: list[ScriptedEndp
         assert two[0].chats
 
 
-async def test_a_failing_endpoint_is_passed_over_without_a_pause(four: list[ScriptedEndpoint]) -> None:
+async def test_a_failing_endpoint_is_passed_over_without_a_pause(
+    four: list[ScriptedEndpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It rests for all of the test, on a slow machine too.
+    monkeypatch.setattr("qvl.backends.openai.pool.FIRST_REST", 60.0)
     four[0].default = Status(500, {"error": {"message": "broken"}})
     async with over(four, policy="round_robin") as backend:
         for n in range(24):

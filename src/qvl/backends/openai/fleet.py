@@ -336,4 +336,4 @@ class Fleet:
             return RateLimitError(f"every endpoint is full: {text}", retry_after=attempts.retry_after())
         if len(kinds) == 1 and isinstance(errors[0], BackendError | UnknownNameError):
             return type(errors[0])(f"no endpoint could answer: {text}", hint=errors[0].hint)
-        return BackendUnavailableError(f"no endpoint could answer: {text or 'there is none'}")
+        return BackendUnavailableError(f"no endpoint could answer: {text or 'none is in the pool'}")
