@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,28 @@ def test_all_are_the_public_names_that_type_checkers_see():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="Pipelin"):
         _ = qvl.Pipelin
+
+
+def test_no_module_hides_a_public_name_of_its_package():
+    """Importing a module sets it as a name of its package, whatever the package's own `__getattr__` would give."""
+    for folder in sorted(Path(qvl.__file__).parent.rglob("__init__.py")):
+        tree = ast.parse(folder.read_text(encoding="utf-8"))
+        public: set[str] = set()
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+                public = set(ast.literal_eval(node.value))
+        modules = {module.name for module in pkgutil.iter_modules([str(folder.parent)])}
+        assert not public & modules, folder
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from qvl.parity import acompare, compare",
+        "import qvl.cli.parity; from qvl.parity import golden; from qvl.parity import compare",
+    ],
+)
+def test_compare_is_the_function_whatever_was_imported_before(code):
+    """In a process of its own, since here others may have imported it already."""
+    ran = [sys.executable, "-c", f"{code}; print(callable(compare))"]
+    assert subprocess.run(ran, capture_output=True, text=True, timeout=120, check=True).stdout.strip() == "True"

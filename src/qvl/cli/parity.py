@@ -239,7 +239,7 @@ def _compared(
     self_check: bool = False,
 ) -> ParityReport:
     from qvl.config import cache_folder
-    from qvl.parity.compare import acompare
+    from qvl.parity.comparison import acompare
     from qvl.pipeline.async_pipeline import AsyncPipeline
 
     live = [side for side in (a, b) if isinstance(side, AsyncPipeline)]

@@ -9,7 +9,7 @@ from qvl._lazy import lazy as _lazy
 if TYPE_CHECKING:
     from qvl.parity.budgets import Budgets
     from qvl.parity.case import Case
-    from qvl.parity.compare import acompare, compare
+    from qvl.parity.comparison import acompare, compare
     from qvl.parity.report import ParityReport
 
 __all__ = ["Budgets", "Case", "ParityReport", "acompare", "compare"]
@@ -18,7 +18,7 @@ __getattr__ = _lazy(
     {
         "qvl.parity.budgets": ("Budgets",),
         "qvl.parity.case": ("Case",),
-        "qvl.parity.compare": ("acompare", "compare"),
+        "qvl.parity.comparison": ("acompare", "compare"),
         "qvl.parity.report": ("ParityReport",),
     },
 )

@@ -14,7 +14,7 @@ from qvl.decisions.questions import read_questions
 from qvl.errors import ConfigError, QvlError
 from qvl.media.picture import Picture
 from qvl.parity.case import Case
-from qvl.parity.compare import ask_missing, header_of
+from qvl.parity.comparison import ask_missing, header_of
 from qvl.parity.record_file import RecordFile
 from qvl.parity.sides import LiveSide, SideLike
 
