@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
@@ -428,3 +429,14 @@ _canonical: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensu
 def canonical_json(value: object) -> str:
     """Return JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
     return _canonical(value)
+
+
+def finite_json(value: object) -> object:
+    """Return `value` with None for numbers that JSON cannot hold: infinite ones, and what is no number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite_json(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(inner) for inner in value]
+    return value

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import random
 from pathlib import Path
 
 import pytest
 
 from qvl import ConfigError, Pipeline
 from qvl.decisions.questions import read_questions
+from qvl.evaluation.agreement import mean_interval
 from qvl.parity import Budgets, Case, compare
-from qvl.parity.observation import Observation
+from qvl.parity.differences import divergence, first_step
+from qvl.parity.observation import Observation, TokenStep
 from qvl.parity.record_file import RecordFile
 from tests.parity.conftest import QUESTION
 
@@ -29,7 +33,8 @@ def test_equal_deployments_part_nowhere(local: Pipeline, cases: list[Case]) -> N
     assert report.agreement["text"].agree == report.agreement["text"].count == len(cases)
     assert report.self_check is not None
     assert report.self_check.same == report.self_check.cases
-    assert report.verdicts[0].standing == "within"
+    # So few cases cannot show how far apart rare ones are.
+    assert [verdict.standing for verdict in report.verdicts] == ["within", "undecided"]
     assert json.loads(json.dumps(report.to_json()))["first_layer"] is None
 
 
@@ -119,3 +124,62 @@ def test_a_case_that_one_side_cannot_answer_is_told(local: Pipeline, cases: list
     assert report.failed == (1, 0)
     assert report.agreement["answered"].agree == 2
     assert report.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({"x": 0.6, "y": 0.4}, {"z": 0.6, "w": 0.4}),
+        ({"x": 0.9, "y": 0.1}, {"y": 0.9, "z": 0.1}),
+        ({"x": 0.97, "y": 0.02}, {"z": 0.97, "w": 0.02}),
+    ],
+)
+def test_tokens_that_one_side_alone_lists_part_the_distributions(a: dict[str, float], b: dict[str, float]) -> None:
+    assert divergence(a, b) > 1.0
+    assert divergence(b, a) > 1.0
+
+
+def test_longer_lists_of_the_same_distribution_are_the_same() -> None:
+    whole = {f"{place}": 0.5 ** (place + 1) for place in range(20)}
+    few = dict([*whole.items()][:5])
+    assert divergence(whole, few) == pytest.approx(0.0, abs=1e-9)
+    assert divergence(few, whole) == pytest.approx(0.0, abs=1e-9)
+    # Which of two improbable tokens is the last that is listed is chance.
+    other = {**dict([*whole.items()][:19]), "another": 0.5**20}
+    assert divergence(whole, other) < 1e-5
+
+
+def test_the_divergence_of_whole_distributions_is_kullbacks_and_leiblers() -> None:
+    dice = random.Random(0)
+    for _ in range(20):
+        lists = [[dice.random() + 0.01 for _ in range(6)] for _ in range(2)]
+        a, b = ({f"{place}": value / sum(one) for place, value in enumerate(one)} for one in lists)
+        known = sum(a[name] * math.log(a[name] / b[name]) for name in a)
+        assert divergence(a, b) == pytest.approx(known, abs=2e-5)
+
+
+def test_a_sampled_token_far_down_the_list_does_not_shorten_it() -> None:
+    """Endpoints list the likeliest tokens, and beside them the chosen one, however improbable."""
+    top = {"x": math.log(0.9), "y": math.log(0.06)}
+    one, other = TokenStep("x", top["x"], top), TokenStep("rare", math.log(1e-9), top)
+    found = first_step([one], [other])
+    assert found is not None
+    assert found.divergence == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [1.0, 5.0])
+def test_a_mean_divergence_is_within_only_where_rare_ones_would_have_been_met(size: float) -> None:
+    """Cases of which 1 in 50 is `size` nats apart have a mean far beyond 0.01; few cases often meet none of them."""
+    dice, budgets = random.Random(0), Budgets.read(["kl=0.01"])
+    standings = []
+    for cases in (12, 40, 298):
+        for _ in range(8):
+            values = [size * (dice.random() < 0.02) for _ in range(cases)]
+            kl = sum(values) / cases, mean_interval(values), cases
+            (verdict,) = budgets.judge({}, kl)
+            standings.append(verdict.standing)
+    assert "within" not in standings
+    (verdict,) = budgets.judge({}, (0.0, (0.0, 0.0), 298))
+    assert (verdict.standing, verdict.why) == ("undecided", "at least 299 cases are needed")
+    (verdict,) = budgets.judge({}, (0.0, (0.0, 0.0), 299))
+    assert verdict.standing == "within"

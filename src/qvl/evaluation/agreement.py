@@ -100,7 +100,10 @@ def _newcombe(right_a: int, right_b: int, only_a: int, only_b: int, count: int) 
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Return the 95 % interval of the mean of `values` by drawing them with replacement; equal each time."""
+    """Return the 95 % interval of the mean of `values` by drawing them with replacement; equal each time.
+
+    Infinite for a single value, which says nothing of others.
+    """
     if len(values) < 2:
         return (-math.inf, math.inf)
     dice, found = np.random.default_rng(0), np.asarray(values, dtype=np.float64)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _BAR: Final = "display:inline-block;height:.7em;vertical-align:middle"
 _COLOURS: Final = {"a": "#48c", "b": "#c73"}
 _BARS: Final = 6
+_REASONS: Final = 20
+_ERROR: Final = 300
 _STANDING: Final = {
     "within": "within all budgets",
     "beyond": "beyond a budget",
@@ -53,9 +55,14 @@ def parity_html(report: JsonMapping, pictures: Mapping[str, Sequence[ShownPictur
 
 def _facts(report: JsonMapping) -> list[str]:
     told = []
+    if any(report["failed"].values()):
+        failed = report["failed"]
+        told.append(f"failed: {failed['both']} cases on both sides, {failed['one']} on one side alone")
+        for one in report["reasons"][:_REASONS]:
+            told.append(f"{one['side']}, {one['count']} cases: {one['error'][:_ERROR]}")
     if report["kl"] is not None:
-        low, high = report["kl"]["interval"]
-        told.append(f"KL of the first free token: {report['kl']['mean']:.3g} nats, 95 % from {low:.3g} to {high:.3g}")
+        interval = _interval(report["kl"]["interval"])
+        told.append(f"KL of the first free token: {report['kl']['mean']:.3g} nats, 95 % {interval}")
     if report["largest_deviation"] is not None:
         told.append(
             f"log-probabilities at most {report['largest_deviation']:.3g} nats apart; up to {report['tolerance']:.3g} "
@@ -65,7 +72,10 @@ def _facts(report: JsonMapping) -> list[str]:
         checked = report["self_check"]
         told.append(f"A against itself: {checked['same']} of {checked['cases']} the same")
     told.append(f"near ties among the cases that part: {report['near_ties']}")
-    told.append(f"median seconds: A {report['a']['median_seconds']:.3g}, B {report['b']['median_seconds']:.3g}")
+    for side in ("a", "b"):
+        one = report[side]
+        tokens = f"{one['median_completion_tokens']:g} tokens an answer"
+        told.append(f"medians of {side.upper()}: {one['median_seconds']:.3g} s, {tokens}")
     return told
 
 
@@ -173,7 +183,8 @@ def _bars(mine: JsonMapping, side: str) -> str:
         return "".join(
             f"<p class='note'>{escape(name)}</p>{_rows(shares, side)}" for name, shares in mine["decisions"].items()
         )
-    shares = {token: math.exp(min(0.0, logprob)) for token, logprob in mine["first_token"].items()}
+    told = {token: logprob for token, logprob in mine["first_token"].items() if logprob is not None}
+    shares = {token: math.exp(min(0.0, logprob)) for token, logprob in told.items()}
     best = dict(sorted(shares.items(), key=lambda pair: -pair[1])[:_BARS])
     return _rows(best, side) if best else ""
 

@@ -21,7 +21,7 @@ from qvl.parity.diagnose import Diagnosis
 from qvl.parity.differences import INPUT_LAYERS, LAYERS, TOLERANCE, differ
 from qvl.parity.probes import Answers, probe_pictures, probe_repeats
 from qvl.parity.record_file import RecordFile
-from qvl.parity.report import ParityReport, SelfCheck, WorstCase, kl_of, median_seconds
+from qvl.parity.report import ParityReport, SelfCheck, WorstCase, kl_of, medians
 from qvl.parity.sides import LiveSide, ParitySide, RecordedSide, SideLike
 from qvl.parity.tally import ParityTally
 from qvl.types import canonical_json
@@ -125,7 +125,7 @@ async def acompare(
                 seen = (record_a.get(one.case), record_b.get(one.case))
                 worst.append(WorstCase(one, *seen, case.facts(), await _pictures(case)))
             report = _report(side_a, live_b, tally, causes, tolerance, checked, worst)
-            verdicts = (budgets or Budgets({})).judge(report.agreement, report.kl, _noise(checked))
+            verdicts = (budgets or Budgets({})).judge(report.agreement, report.kl, _noise(checked), report.failed)
         # Only an unfinished run is gone on with.
         for record in (record_a, record_b):
             if record is not a:
@@ -283,5 +283,7 @@ def _report(
         self_check=checked,
         worst=worst,
         distances={name: statistics.fmean(values) for name, values in tally.distances.items()},
-        seconds=median_seconds(tally),
+        seconds=medians(tally.seconds),
+        tokens=medians(tally.tokens),
+        reasons=tally.reasons(),
     )

@@ -34,7 +34,7 @@ class FirstStep:
 
     Attributes:
         overlap: the share of the shorter list's tokens that the other lists too.
-        divergence: KL of B from A in nats; what a side does not list counts together.
+        divergence: KL of B from A in nats, the least that both lists allow.
         deviation: the largest difference of a log-probability in nats: of that token's candidates, and of every token
             that both texts begin with.
         ranks: the place of A's token in B's list and of B's token in A's, 1 being the first; None: not listed.
@@ -82,6 +82,8 @@ class Difference:
         deviation: how far log-probabilities lie apart in nats, as of FirstStep; of an analysis those of its values.
         choices: by question, whether both gave the same answer; `distances`: the total variation of their
             distributions, `divergences`: their KL in nats.
+        seconds, tokens: that each side took, and that each answer has.
+        errors: why a side has no answer. What the other side alone answers agrees nowhere.
     """
 
     case: str
@@ -96,7 +98,14 @@ class Difference:
     distances: Mapping[str, float] = field(default_factory=dict)
     divergences: Mapping[str, float] = field(default_factory=dict)
     seconds: tuple[float, float] = (0.0, 0.0)
-    failed: tuple[bool, bool] = (False, False)
+    tokens: tuple[int, int] = (0, 0)
+    errors: tuple[str | None, str | None] = (None, None)
+
+    @property
+    def failed(self) -> tuple[bool, bool]:
+        """Whether A, and whether B, has no answer."""
+        a, b = self.errors
+        return a is not None, b is not None
 
     @property
     def near_tie(self) -> bool:
@@ -116,13 +125,8 @@ class Difference:
 
 def differ(a: Observation, b: Observation, tolerance: float = TOLERANCE) -> Difference:
     """Return the comparison of a case; log-probabilities within `tolerance` nats are the same."""
-    failed = (a.error is not None, b.error is not None)
-    seconds = (a.seconds, b.seconds)
-    if any(failed):
-        told = "; ".join(f"{name}: {one.error}" for name, one in (("A", a), ("B", b)) if one.error)
-        return Difference(
-            a.case, "answered", told, {"answered": all(failed) or not any(failed)}, seconds=seconds, failed=failed
-        )
+    if a.error is not None or b.error is not None:
+        return _failed(a, b)
     layers: dict[Layer, bool] = {"answered": True}
     details: dict[Layer, str] = {}
     _inputs(a, b, layers, details)
@@ -154,8 +158,29 @@ def differ(a: Observation, b: Observation, tolerance: float = TOLERANCE) -> Diff
     layer = next((name for name in LAYERS if layers.get(name) is False), None)
     return Difference(
         a.case, layer, details.get(layer, "") if layer else "", layers, deviation, first, parting, tuple(pairs),
-        choices, distances, divergences, seconds, failed,
+        choices, distances, divergences, (a.seconds, b.seconds), (a.completion_tokens, b.completion_tokens),
     )  # fmt: skip
+
+
+def _failed(a: Observation, b: Observation) -> Difference:
+    """Return the comparison of a case that a side, or both, did not answer: neither layer parts where both did not."""
+    errors = (a.error, b.error)
+    told = "; ".join(f"{name}: {error}" for name, error in zip(("A", "B"), errors, strict=True) if error is not None)
+    if None not in errors:
+        return Difference(a.case, None, told, {"answered": True}, errors=errors)
+    there = a if a.error is None else b
+    layers: dict[Layer, bool] = {"answered": False}
+    if any(len(step.top) > 1 for step in there.steps):
+        layers["log-probabilities"] = False
+    if there.choices is None:
+        layers["text"] = False
+    pairs = [FieldPair(path, exact=False, equal=False) for path in sorted(there.fields or {})]
+    if pairs:
+        layers["fields"] = False
+    choices = dict.fromkeys(there.choices or {}, False)
+    if choices:
+        layers["decisions"] = False
+    return Difference(a.case, "answered", told, layers, fields=pairs, choices=choices, errors=errors)
 
 
 def _inputs(a: Observation, b: Observation, layers: dict[Layer, bool], details: dict[Layer, str]) -> None:
@@ -225,7 +250,8 @@ def _compared(a: TokenStep, b: TokenStep) -> FirstStep:
 
     return FirstStep(
         overlap=len(shared) / min(len(top) for top in tops),
-        divergence=divergence(_shares(tops[0]), _shares(tops[1])),
+        # Of the lists alone: a sampled token may be far less probable than the last that is listed.
+        divergence=divergence(_shares(a.top), _shares(b.top)),
         deviation=_deviation(tops[0], tops[1]),
         ranks=(place(a.token, ranks[1]), place(b.token, ranks[0])),
     )
@@ -251,14 +277,27 @@ def _shares(logprobs: Mapping[str, float]) -> dict[str, float]:
 
 
 def divergence(a: Mapping[str, float], b: Mapping[str, float]) -> float:
-    """Return KL of B from A in nats; what a side does not list, or what is left of 1, counts as one outcome."""
-    tokens = a.keys() & b.keys()
-    pairs = [(a[token], b[token]) for token in tokens]
-    pairs.append((1 - sum(x for x, _ in pairs), 1 - sum(y for _, y in pairs)))
+    """Return KL of B from A in nats, of what either lists and of the rest as one outcome; the least that both allow.
+
+    What a side does not list is no more probable than the last that it does, and all of it together no more than is
+    left of 1. Within these bounds it is taken to be as the other side has it.
+    """
+    whole_a, whole_b = _completed(a, b), _completed(b, a)
+    pairs = [(whole_a[token], whole_b[token]) for token in whole_a]
+    pairs.append((1 - sum(whole_a.values()), 1 - sum(whole_b.values())))
     floored = [(max(x, _FLOOR), max(y, _FLOOR)) for x, y in pairs]
-    whole_a, whole_b = (sum(column) for column in zip(*floored, strict=True))
-    found = sum(x / whole_a * math.log((x / whole_a) / (y / whole_b)) for x, y in floored)
+    sum_a, sum_b = (sum(column) for column in zip(*floored, strict=True))
+    found = sum(x / sum_a * math.log((x / sum_a) / (y / sum_b)) for x, y in floored)
     return max(0.0, float(found))
+
+
+def _completed(mine: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Return the probabilities of both lists' tokens; those that `mine` lacks are as near to the other's as can be."""
+    left, others_left = (max(0.0, 1 - sum(one.values())) for one in (mine, other))
+    lacking = {token: share for token, share in other.items() if token not in mine}
+    last, whole = min(mine.values(), default=1.0), sum(lacking.values()) + others_left
+    added = {token: min(last, left * share / whole) if whole else 0.0 for token, share in lacking.items()}
+    return {**mine, **added}
 
 
 def _parting(a: Sequence[TokenStep], b: Sequence[TokenStep], tolerance: float) -> Parting | None:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 from xml.etree import ElementTree
 
 from qvl.evaluation.agreement import Counted, cases_to_meet, mean_interval
-from qvl.parity.budgets import Verdict
+from qvl.parity.budgets import Verdict, ends_told
 from qvl.parity.causes import Cause
 from qvl.parity.differences import LAYERS, Difference, Layer
 from qvl.parity.observation import Observation
+from qvl.types import finite_json
 
 if TYPE_CHECKING:
     from qvl.evaluation.measures import Interval
     from qvl.media.picture import Picture
-    from qvl.parity.tally import ParityTally
+    from qvl.parity.tally import ParityTally, Reason
     from qvl.types import JsonMapping, JsonObject
 
 WITHIN: Final = 0
@@ -28,6 +29,8 @@ UNDECIDED: Final = 2
 CHANGE: Final = 0.01
 # More text of an answer than this is no longer read side by side.
 _SHOWN: Final = 2000
+_REASONS: Final = 5
+_REASON_SHOWN: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ class ParityReport:
 
     Attributes:
         a, b: backend and model of each; `identities` what else each tells of itself.
-        cases: how many were compared; `failed`: (both sides, one side alone) without an answer.
+        cases: how many were compared; `failed`: (both sides, one side alone) without an answer, for these `reasons`.
         layer: the first at which any case parts, None if none does; `layers` counts the cases that part first there,
             `shown` those of which both sides show a layer.
         ties: of the cases that part, those in which only a near tie fell the other way.
@@ -65,7 +68,7 @@ class ParityReport:
         kl: mean divergence of the first token in nats, its 95 % interval, and of how many cases; None if not told.
         causes: what was recognised, the most certain first.
         verdicts: on the budgets.
-        seconds: the median of a request's seconds, of A and of B.
+        seconds, tokens: the medians of a request's seconds and of an answer's tokens, of A and of B.
     """
 
     a: str
@@ -87,6 +90,8 @@ class ParityReport:
     worst: Sequence[WorstCase] = ()
     distances: Mapping[str, float] = field(default_factory=dict)
     seconds: tuple[float, float] = (0.0, 0.0)
+    tokens: tuple[float, float] = (0.0, 0.0)
+    reasons: Sequence[Reason] = ()
 
     @property
     def standing(self) -> Literal["within", "beyond", "undecided", "told"]:
@@ -98,21 +103,27 @@ class ParityReport:
 
     @property
     def exit_code(self) -> int:
-        """0 within the budgets, 1 beyond one, 2 undecided; without budgets 1 if a case failed on one side alone."""
+        """0 within the budgets, 1 beyond one, 2 undecided; without budgets 1 if the answers are `unanswered`."""
         if self.standing == "told":
-            return BEYOND if self.failed[1] or self.failed[0] == self.cases else WITHIN
+            return BEYOND if self.unanswered else WITHIN
         return {"within": WITHIN, "beyond": BEYOND, "undecided": UNDECIDED}[self.standing]
+
+    @property
+    def unanswered(self) -> bool:
+        """True if a case has an answer of one side alone, or no case has any."""
+        return self.failed[1] > 0 or self.failed[0] == self.cases
 
     def to_json(self) -> JsonObject:
         """Return the report as JSON values."""
-        return {
+        told: JsonObject = {
             "format": "qvl-parity-report",
             "version": 1,
             "standing": self.standing,
-            "a": {"model": self.a, "identity": self.identities[0], "median_seconds": self.seconds[0]},
-            "b": {"model": self.b, "identity": self.identities[1], "median_seconds": self.seconds[1]},
+            "a": self._side(0),
+            "b": self._side(1),
             "cases": self.cases,
             "failed": {"both": self.failed[0], "one": self.failed[1]},
+            "reasons": [dataclasses.asdict(reason) for reason in self.reasons],
             "first_layer": self.layer,
             "layers": [
                 {"layer": name, "compared": self.shown[name], "part_first_here": self.layers.get(name, 0)}
@@ -128,7 +139,7 @@ class ParityReport:
             "cases_to_meet_1_percent": cases_to_meet(CHANGE),
             "self_check": None if self.self_check is None else dataclasses.asdict(self.self_check),
             "causes": [dataclasses.asdict(cause) for cause in self.causes],
-            "budgets": [_finite(dataclasses.asdict(verdict)) for verdict in self.verdicts],
+            "budgets": [dataclasses.asdict(verdict) for verdict in self.verdicts],
             "worst": [
                 {
                     **dataclasses.asdict(one.difference),
@@ -139,10 +150,31 @@ class ParityReport:
                 for one in self.worst
             ],
         }
+        return {name: finite_json(value) for name, value in told.items()}
+
+    def _side(self, place: int) -> JsonObject:
+        return {
+            "model": (self.a, self.b)[place],
+            "identity": self.identities[place],
+            "median_seconds": self.seconds[place],
+            "median_completion_tokens": self.tokens[place],
+        }
+
+    def failures(self) -> list[str]:
+        """Return how many cases failed, and why, the most frequent reasons first."""
+        if not any(self.failed):
+            return []
+        both, one = self.failed
+        told = [f"failed: {both + one} of {self.cases} cases, {both} on both sides, {one} on one side alone"]
+        for reason in self.reasons[:_REASONS]:
+            told.append(f"  {reason.side}, {reason.count} cases: {reason.error[:_REASON_SHOWN]}")
+        if len(self.reasons) > _REASONS:
+            told.append(f"  and {len(self.reasons) - _REASONS} other reasons")
+        return told
 
     def lines(self) -> list[str]:
         """Return what the report says in words: where and why the sides part, and the verdict on each budget."""
-        told = [f"cases: {self.cases}, of which {sum(self.failed)} failed on a side"] if sum(self.failed) else []
+        told = self.failures()
         if self.layer is None:
             told.append("no difference found at any layer that both sides show")
         else:
@@ -151,23 +183,23 @@ class ParityReport:
         if self.ties:
             told.append(f"near ties: {self.ties} of the {sum(self.layers.values())} cases that part")
         if self.kl is not None:
-            low, high = self.kl[1]
-            told.append(f"KL of the first token: {self.kl[0]:.3g} nats, 95 % from {low:.3g} to {high:.3g}")
+            told.append(f"KL of the first token: {self.kl[0]:.3g} nats, {ends_told(self.kl[1])}")
         if self.self_check is not None:
             checked = self.self_check
             text = f"A against itself: {checked.same} of {checked.cases} the same, {checked.deviation:.3g} nats apart"
             told.append(f"{text}; up to {self.tolerance:.3g} nats count as the same")
-        told.append(f"median seconds: A {self.seconds[0]:.3g}, B {self.seconds[1]:.3g}")
+        told.append(
+            f"medians: A {self.seconds[0]:.3g} s and {self.tokens[0]:g} tokens an answer, "
+            f"B {self.seconds[1]:.3g} s and {self.tokens[1]:g}"
+        )
         if self.cases < cases_to_meet(CHANGE):
             told.append(f"a difference in 1 % of all cases is met with 95 % only in {cases_to_meet(CHANGE)} cases")
         for one in self.causes:
             sure = "" if one.certain else " (likely)"
             told += [f"cause{sure}: {one.title} [{one.layer}]", f"  seen: {one.evidence}", f"  remedy: {one.remedy}"]
         for verdict in self.verdicts:
-            low, high = verdict.interval
             why = f": {verdict.why}" if verdict.why else ""
-            measured = f"{verdict.measured:.4g} [{low:.4g}, {high:.4g}]"
-            told.append(f"budget {verdict.name}={verdict.budget:g}: {verdict.standing}, {measured}{why}")
+            told.append(f"budget {verdict.name}={verdict.budget:g}: {verdict.standing}, {verdict.told()}{why}")
         return told
 
     def to_html(self) -> str:
@@ -177,32 +209,36 @@ class ParityReport:
         return parity_html(self.to_json(), {one.difference.case: one.pictures for one in self.worst})
 
     def to_junit(self) -> str:
-        """Return the report as JUnit's XML: a test for each budget, or, without any, for each layer."""
+        """Return the report as JUnit's XML: a test for each budget, or, without any, for each layer.
+
+        Tests fail if, and only if, the exit code is not 0: where no budget judges, layers that part are skipped.
+        """
         suite = ElementTree.Element("testsuite", name=f"qvl parity {printable(self.a)} {printable(self.b)}")
-        tests = failures = skipped = 0
+        counts = Counter(tests=0, failures=0, skipped=0)
+
+        def add(name: str, outcome: str | None, message: str = "", text: str = "") -> None:
+            counts["tests"] += 1
+            test = ElementTree.SubElement(suite, "testcase", classname="qvl.parity", name=printable(name))
+            if outcome is not None:
+                counts["failures" if outcome == "failure" else outcome] += 1
+                ElementTree.SubElement(test, outcome, message=printable(message)).text = printable(text)
+
         for verdict in self.verdicts:
-            tests += 1
-            low, high = verdict.interval
-            text = f"{verdict.measured:.6g}, 95 % from {low:.6g} to {high:.6g}, budget {verdict.budget:g}"
-            test = ElementTree.SubElement(suite, "testcase", classname="qvl.parity", name=printable(verdict.name))
-            if verdict.standing == "beyond":
-                failures += 1
-                ElementTree.SubElement(test, "failure", message=text)
-            elif verdict.standing == "undecided":
-                # CI must not read it as passed.
-                failures += 1
-                ElementTree.SubElement(test, "failure", message=f"undecided: {text}: {printable(verdict.why)}")
+            told = f"{verdict.told()}, budget {verdict.budget:g}"
+            why = f": {verdict.why}" if verdict.why else ""
+            # CI must not read what is undecided as passed.
+            undecided = "undecided: " * (verdict.standing == "undecided")
+            add(verdict.name, None if verdict.standing == "within" else "failure", f"{undecided}{told}{why}")
         for name in LAYERS if not self.verdicts else ():
-            if name not in self.shown:
-                continue
-            tests += 1
-            test = ElementTree.SubElement(suite, "testcase", classname="qvl.parity", name=name)
-            if self.layers.get(name):
-                failures += 1
-                text = f"{self.layers[name]} of {self.shown[name]} cases part here"
-                told = "\n".join(f"{cause.title}: {cause.remedy}" for cause in self.causes if cause.layer == name)
-                ElementTree.SubElement(test, "failure", message=text).text = printable(told)
-        for key, value in (("tests", tests), ("failures", failures), ("skipped", skipped)):
+            if name == "answered" and self.unanswered:
+                failures = self.failures()
+                add(name, "failure", failures[0], "\n".join(failures[1:]))
+            elif name in self.shown:
+                parting = self.layers.get(name, 0)
+                text = f"{parting} of {self.shown[name]} cases part here; no budget says how many may"
+                why = "\n".join(f"{cause.title}: {cause.remedy}" for cause in self.causes if cause.layer == name)
+                add(name, "skipped" if parting else None, text, why)
+        for key, value in counts.items():
             suite.set(key, str(value))
         return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -210,13 +246,6 @@ class ParityReport:
 def printable(text: str) -> str:
     """Return the text with only what XML may hold."""
     return "".join(char if char in "\t\n" or (char >= " " and char.isprintable()) else "?" for char in text)
-
-
-def _finite(value: JsonObject) -> JsonObject:
-    """Return a verdict whose numbers JSON can hold: None for infinite ones."""
-    value["interval"] = [end if math.isfinite(end) else None for end in value["interval"]]
-    value["measured"] = value["measured"] if math.isfinite(value["measured"]) else None
-    return value
 
 
 def _answer(one: Observation, difference: Difference) -> JsonObject:
@@ -251,7 +280,7 @@ def kl_of(tally: ParityTally) -> tuple[float, Interval, int] | None:
     return (statistics.fmean(values), mean_interval(values), len(values)) if values else None
 
 
-def median_seconds(tally: ParityTally) -> tuple[float, float]:
-    """Return the median of each side's seconds."""
-    a, b = (statistics.median(values) if values else 0.0 for values in tally.seconds)
+def medians(values: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the median of each side's values; 0 where there is none."""
+    a, b = (statistics.median(own) if own else 0.0 for own in values)
     return a, b

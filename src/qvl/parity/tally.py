@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from qvl.evaluation.agreement import Counted
 from qvl.parity.differences import LAYERS, Difference, Layer, by_field
 
-WORST = 10
+WORST: Final = 10
+# More kinds of failures than these are no longer told apart.
+MOST_REASONS: Final = 100
+# What one failure alone says: numbers, and what is quoted.
+_OWN: Final = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why cases failed: on which side, "A" or "B", how many, and what one of them says."""
+
+    side: str
+    count: int
+    error: str
 
 
 @dataclass(slots=True)
@@ -30,9 +45,11 @@ class ParityTally:
     divergences: list[float] = field(default_factory=list)
     distances: dict[str, list[float]] = field(default_factory=dict)
     deviations: list[float] = field(default_factory=list)
-    overlaps: list[float] = field(default_factory=list)
     seconds: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    tokens: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
     parting: dict[str, Layer] = field(default_factory=dict)
+    _reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _told: dict[tuple[str, str], str] = field(default_factory=dict)
     _worst: list[tuple[tuple[int, float], int, Difference]] = field(default_factory=list)
     _order: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -40,9 +57,7 @@ class ParityTally:
         """Count a compared case."""
         self.cases += 1
         self._count("answered", not any(one.failed))
-        if any(one.failed):
-            self.both_failed += all(one.failed)
-            self.one_failed += not all(one.failed)
+        self._failures(one)
         self.shown.update(one.layers.keys())
         if one.layer is not None:
             self.layers[one.layer] += 1
@@ -63,14 +78,34 @@ class ParityTally:
         if one.first is not None:
             self._count("token", one.first.ranks == (1, 1))
             self.divergences.append(one.first.divergence)
-            self.overlaps.append(one.first.overlap)
+        elif one.layers.get("answered") is False and "log-probabilities" in one.layers:
+            self._count("token", same=False)
         if one.deviation is not None:
             self.deviations.append(one.deviation)
         for name, distance in one.distances.items():
             self.distances.setdefault(name, []).append(distance)
         if not any(one.failed):
-            for seconds, mine in zip(one.seconds, self.seconds, strict=True):
-                mine.append(seconds)
+            for side in (0, 1):
+                self.seconds[side].append(one.seconds[side])
+                self.tokens[side].append(one.tokens[side])
+
+    def _failures(self, one: Difference) -> None:
+        if not any(one.failed):
+            return
+        self.both_failed += all(one.failed)
+        self.one_failed += not all(one.failed)
+        for side, error in zip(("A", "B"), one.errors, strict=True):
+            if error is None:
+                continue
+            kind = (side, _OWN.sub("…", error))
+            if kind not in self._told and len(self._told) >= MOST_REASONS:
+                kind = (side, "")
+            self._told.setdefault(kind, error)
+            self._reasons[kind] += 1
+
+    def reasons(self) -> list[Reason]:
+        """Return why cases failed, the most frequent first."""
+        return [Reason(kind[0], count, self._told[kind]) for kind, count in self._reasons.most_common()]
 
     def _count(self, name: str, same: bool) -> None:
         self.asked[name] += 1
