@@ -33,7 +33,8 @@ from bench_engine_checkpoint import write
 from bench_engine_peers import PEERS, processor_seconds
 from PIL import Image
 
-from qvl.bench.exchange import LoadedEndpoint, TimedAnswer
+from qvl.bench.exchange import LoadedEndpoint
+from qvl.bench.timed_answer import TimedAnswer
 
 FIRST = "Describe this picture in detail."
 SECOND = "Another question about the very same picture: which brand is on it?"

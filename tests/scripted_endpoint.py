@@ -228,6 +228,7 @@ class ScriptedEndpoint:
         default: how to answer when the script is at its end.
         max_model_len: of every model, as vLLM tells it.
         tls: a server context for https.
+        route: of the requests that the script answers.
     """
 
     def __init__(
@@ -240,7 +241,9 @@ class ScriptedEndpoint:
         default: ScriptedAnswer | None = None,
         max_model_len: int = 100_000,
         tls: ssl.SSLContext | None = None,
+        route: str = "/chat/completions",
     ) -> None:
+        self.route = route
         self.script: deque[ScriptedAnswer] = deque(answers)
         self.models = tuple(models)
         self.ignores, self.refuses = frozenset(ignores), frozenset(refuses)
@@ -372,7 +375,7 @@ class ScriptedEndpoint:
         elif received.method == "GET" and received.path.partition("?")[0].endswith("/models"):
             listed = [{"id": name, "object": "model", "max_model_len": self.max_model_len} for name in self.models]
             await exchange.whole(200, {"object": "list", "data": listed})
-        elif received.path.partition("?")[0].endswith("/chat/completions"):
+        elif received.path.partition("?")[0].endswith(self.route):
             await self._chat(exchange)
         else:
             await exchange.whole(404, {"detail": "Not Found"})

@@ -9,7 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Final, Protocol
 
-from qvl.bench.line_forms import PICTURE_KEYS, Messages, NoRequestError, read_forms, user_message
+from qvl.bench.apis import BenchApi, NoRequestError
+from qvl.bench.line_forms import PICTURE_KEYS, Messages, read_forms, user_message
 from qvl.bench.read_rows import is_read, read_rows
 from qvl.config import in_home
 from qvl.errors import ConfigError
@@ -26,7 +27,8 @@ class Item:
     Args:
         index: the item's position among all items of the input, from 0.
         id: the `id` in the line, else `file:line`.
-        messages: in OpenAI's format; `image_url` parts have the picture's path or URL as in the input.
+        messages: in OpenAI's format; `image_url` parts have the picture's path or URL as in the input. Empty where
+            the line is a whole request of another API.
         params: the request fields that the line itself sets.
         expected: the correct answer, a text or an object; None if the line has none.
         where: the line as `file:line`, for error messages.
@@ -75,6 +77,7 @@ class Files:
         base_dir: the folder to which relative picture paths belong; None is the file's folder.
         prompt: the question for lines and files that have a picture but no text.
         media: the fields in which a line may have its pictures.
+        api: the API that is asked; None is chat. A line for which it has no form is invalid.
         strict: True to raise at the first invalid line.
         on_bad: called for each invalid line, in the first iteration only.
 
@@ -89,10 +92,12 @@ class Files:
         base_dir: Path | None = None,
         prompt: str = "Describe it.",
         media: Sequence[str] = PICTURE_KEYS,
+        api: BenchApi | None = None,
         strict: bool = False,
         on_bad: Callable[[BadLine], None] | None = None,
     ) -> None:
         self.media = media
+        self.api = api or BenchApi()
         self.paths = [path for pattern in patterns for path in _expand(pattern)]
         self.base_dir = base_dir
         self.prompt = prompt
@@ -115,7 +120,7 @@ class Files:
                 try:
                     if isinstance(value, NoRequestError):
                         raise value
-                    forms = read_forms(value, self.prompt, self.media)
+                    forms = read_forms(value, self.prompt, self.media, self.api)
                 except NoRequestError as exc:
                     self._note(BadLine(where, str(exc)), first)
                     continue

@@ -10,46 +10,16 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
-from qvl.backends.openai.answer_reader import read_usage
 from qvl.backends.openai.failures import Failed, Repeat, from_event, from_status
+from qvl.bench.apis import APIS, BenchApi
+from qvl.bench.timed_answer import TimedAnswer
 from qvl.errors import BackendResponseError, ConfigError
 from qvl.http.connection import Pool
 from qvl.http.framing import Body, BrokenAnswerError, TransportError
 from qvl.http.sse import MAX_EVENT_BYTES, EventReader, readable
-from qvl.types import Usage
 
 OVERLOAD: Final = frozenset({"http_429", "http_503", "http_529", "timeout"})
 CACHE_STATES: Final = ("hit", "miss", "coalesced", "bypass")
-
-
-@dataclass(slots=True)
-class TimedAnswer:
-    """One answer with its times in `perf_counter` seconds; `first` is when the first non-empty chunk arrived."""
-
-    headers_at: float = 0.0
-    first: float | None = None
-    last: float = 0.0
-    end: float = 0.0
-    gaps: list[float] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    pieces: int = 0
-    streamed: bool = True
-    done: bool = False
-    finish_reason: str | None = None
-    usage: Usage | None = None
-    cache: str | None = None
-    server_queue: float | None = None
-    server_total: float | None = None
-    url: str | None = None
-
-    def piece(self, now: float) -> None:
-        """Record the arrival time of a chunk."""
-        if self.first is None:
-            self.first = now
-        else:
-            self.gaps.append(now - self.last)
-        self.last = now
-        self.pieces += 1
 
 
 @dataclass(eq=False)
@@ -66,6 +36,7 @@ class AttemptFailedError(Exception):
     status: int | None = None
     retry_after: float | None = None
     hint: str | None = None
+    code: str | None = None
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -77,6 +48,7 @@ class LoadedEndpoint:
     Args:
         url: the base URL; see `base_url`.
         model: the model name; None: the first that the endpoint lists.
+        api: the API that is asked; None is chat.
         timeout: seconds for one attempt from sending to the last byte.
         verify: True to verify TLS certificates.
 
@@ -89,6 +61,7 @@ class LoadedEndpoint:
         url: str,
         *,
         model: str | None = None,
+        api: BenchApi | None = None,
         timeout: float = 600.0,
         headers: Mapping[str, str] | None = None,
         verify: bool = True,
@@ -96,6 +69,7 @@ class LoadedEndpoint:
         url = base_url(url)
         self.url = url.partition("?")[0].rstrip("/")
         self.model = model or ""
+        self.api = api or BenchApi()
         self.timeout = timeout
         self._pool = Pool(url, connect_timeout=min(timeout, 10.0), verify=verify)
         self._headers = {
@@ -134,6 +108,26 @@ class LoadedEndpoint:
             ) from exc
         return self.model
 
+    async def find_route(self) -> None:
+        """Look whether the endpoint has the route of another API than chat, which every one has.
+
+        Raises:
+            AttemptFailedError: the endpoint has no such route, or does not answer.
+        """
+        if self.api.name == "chat":
+            return
+        request = self._pool.request("POST", self.api.path, self._headers, b"{}")
+        try:
+            await self._exchange(request, min(self.timeout, 10.0), TimedAnswer(), lambda now, data: None)
+        except AttemptFailedError as exc:
+            if exc.status is None:
+                raise
+            if exc.status in (404, 405, 501) and exc.code != "model_not_found":
+                hint = "choose another --target, or another endpoint"
+                raise AttemptFailedError(
+                    "no_route", f"{self.url} has no {self.api.path}", again=False, hint=hint
+                ) from exc
+
     async def ask(self, body: bytes, request_id: str) -> TimedAnswer:
         """Send one request and return the whole answer.
 
@@ -142,7 +136,7 @@ class LoadedEndpoint:
         """
         answer = TimedAnswer()
         reader = EventReader()
-        request = self._pool.request("POST", "/chat/completions", {**self._headers, "X-Request-Id": request_id}, body)
+        request = self._pool.request("POST", self.api.path, {**self._headers, "X-Request-Id": request_id}, body)
 
         def read(now: float, data: bytes) -> None:
             answer.end = now if not answer.done else answer.end
@@ -200,19 +194,9 @@ class LoadedEndpoint:
         try:
             event = json.loads(payload)
             problem = event.get("error")
-            if problem or event.get("object") == "error":
+            if problem or "error" in (event.get("object"), event.get("type")):
                 raise _as_attempt(from_event(problem or event, self.url), "error_event", answer.first is None)
-            if event.get("usage"):
-                answer.usage = read_usage(event["usage"])
-            for choice in event.get("choices") or ():
-                delta = choice.get("delta") or choice.get("message") or {}
-                text = delta.get("content") or ""
-                thought = delta.get("reasoning_content") or delta.get("reasoning")
-                if text or thought or delta.get("tool_calls"):
-                    answer.piece(now)
-                    answer.text.append(text if isinstance(text, str) else json.dumps(text))
-                if choice.get("finish_reason"):
-                    answer.finish_reason = choice["finish_reason"]
+            self.api.read(event, now, answer)
         except (ValueError, TypeError, AttributeError, KeyError) as exc:
             raise AttemptFailedError(
                 "bad_response", f"invalid event in the stream: {readable(payload)}", again=False
@@ -237,7 +221,7 @@ def base_url(text: str) -> str:
         text = f"http://{text}"
     parts = urlsplit(text)
     path = parts.path.rstrip("/")
-    for api in ("/chat/completions", "/completions", "/responses", "/messages", "/decisions", "/models"):
+    for api in (*(known.path for known in APIS.values()), "/models"):
         path = path.removesuffix(api)
     return urlunsplit(parts._replace(path=path or "/v1")) if parts.netloc else text
 
@@ -285,6 +269,7 @@ def _as_attempt(failed: Failed, kind: str, clean: bool, status: int | None = Non
         status=status,
         retry_after=failed.retry_after,
         hint=error.hint,
+        code=error.code,
     )
 
 

@@ -9,7 +9,8 @@
 | `{"conversations": [{"from": "human", "value"}, …]}` | ShareGPT, LLaVA: the first question, as vLLM does |
 | `{"prompt", "image_files"}`, `{"content": [...]}`, `{"prompt", "output_tokens"}` | vLLM's benchmark |
 | `{"prompt", "prompt_tokens_count", "output_tokens_count"}` | guidellm |
-| `{"custom_id", "method", "url", "body"}` | OpenAI's batch files |
+| `{"custom_id", "method", "url", "body"}` | OpenAI's batch files, of the API that is loaded |
+| `{"input": ...}`, with `questions` for decisions | whole requests, where that API is loaded |
 
 `id` (or `custom_id`) names an item and `expected` is the right answer. A row with a text and a picture has both.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias, cast
 
+from qvl.bench.apis import BenchApi, NoRequestError
 from qvl.sampling import SamplingParams
 from qvl.types import JsonObject
 
@@ -40,38 +42,42 @@ _LABELS: Final = frozenset({"id", "created", "created_at", "timestamp", "metadat
 Messages: TypeAlias = tuple[JsonObject, ...]
 Form: TypeAlias = tuple[str | None, Messages, JsonObject, object]
 """(id, messages, params, expected), as in `Item`."""
+_CHAT: Final = BenchApi()
 
 
-class NoRequestError(ValueError):
-    """A row that is not a valid request; the message is the reason."""
-
-
-def read_forms(value: object, prompt: str, media: Sequence[str] = PICTURE_KEYS) -> list[Form]:
+def read_forms(value: object, prompt: str, media: Sequence[str] = PICTURE_KEYS, api: BenchApi = _CHAT) -> list[Form]:
     """Return the requests of `value`, a row as JSON values: one, or several where it lists prompts.
 
-    `prompt` is the question for pictures without a text; `media` are the fields that may have them.
+    `prompt` is the question for pictures without a text; `media` are the fields that may have them; `api` is asked.
 
     Raises:
-        NoRequestError: the form of the row is unknown.
+        NoRequestError: the form of the row is unknown, or the API has none for it.
     """
+    forms = _forms(value, prompt, media, api)
+    for _, messages, params, _ in forms:
+        api.body(messages, params)
+    return forms
+
+
+def _forms(value: object, prompt: str, media: Sequence[str], api: BenchApi) -> list[Form]:
     if _are_texts(value):
-        return [_form(text, prompt, media) for text in cast("list[str]", value)]
+        return [_form(text, prompt, media, api) for text in cast("list[str]", value)]
     if isinstance(value, dict):
         key = next((key for key in TEXT_KEYS if value.get(key) is not None), "")
         texts = value.get(key)
         if key and _are_texts(texts):
-            return [_form({**value, key: text}, prompt, media) for text in cast("list[str]", texts)]
+            return [_form({**value, key: text}, prompt, media, api) for text in cast("list[str]", texts)]
         if key and isinstance(texts, list) and texts and isinstance(texts[0], dict):
             rest = {name: cell for name, cell in value.items() if name != key}
-            return [_form({**rest, "messages" if "role" in texts[0] else "content": texts}, prompt, media)]
-    return [_form(value, prompt, media)]
+            return [_form({**rest, "messages" if "role" in texts[0] else "content": texts}, prompt, media, api)]
+    return [_form(value, prompt, media, api)]
 
 
 def _are_texts(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
-def _form(value: object, prompt: str, media: Sequence[str]) -> Form:
+def _form(value: object, prompt: str, media: Sequence[str], api: BenchApi) -> Form:
     if isinstance(value, str):
         value = {"prompt": value}
     if isinstance(value, list):
@@ -84,11 +90,15 @@ def _form(value: object, prompt: str, media: Sequence[str]) -> Form:
     body = value.get("body")
     if isinstance(body, dict):
         url = str(value.get("url") or "/v1/chat/completions")
-        if not url.endswith("/chat/completions"):
-            raise NoRequestError(f"the line is for {url[:60]}; only /v1/chat/completions is supported")
-        params = {key: setting for key, setting in body.items() if key not in NOT_OURS}
-        return name, _messages(body.get("messages")), params, expected
-    params = {key: value[key] for key in PARAMS if value.get(key) is not None}
+        if not url.endswith(f"/v1{api.path}"):
+            raise NoRequestError(f"the line is for {url[:60]}; --target {api.name} loads /v1{api.path}")
+        if api.name == "chat":
+            params = {key: setting for key, setting in body.items() if key not in NOT_OURS}
+            return name, _messages(body.get("messages")), params, expected
+        return name, (), _whole(body), expected
+    if api.input_field and value.get(api.input_field) is not None and not any(map(value.get, TEXT_KEYS)):
+        return name, (), _whole(value), expected
+    params = {key: value[key] for key in PARAMS | api.fields if value.get(key) is not None}
     pictures = [source for key in media if value.get(key) is not None for source in _sources(value[key], key)]
     longest = next((value[key] for key in _LONGEST if value.get(key) is not None), None)
     if longest is not None and not {"max_tokens", "max_completion_tokens"} & params.keys():
@@ -113,6 +123,12 @@ def _form(value: object, prompt: str, media: Sequence[str]) -> Form:
         text = f"{text}\n{value['input']}"
     text = prompt if text is None else text.replace(_MARK, "").strip() if pictures else text
     return name, (user_message(text, pictures),), params, expected
+
+
+def _whole(body: JsonObject) -> JsonObject:
+    """Return a request of another API than chat, without what the run itself says."""
+    ours = {"model", "stream", "stream_options", "id", "custom_id", "expected"}
+    return {key: setting for key, setting in body.items() if key not in ours}
 
 
 def _first_question(talk: object) -> list[object]:

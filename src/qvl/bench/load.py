@@ -8,10 +8,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from time import perf_counter
 from typing import Final
 
-from qvl.bench.exchange import OVERLOAD, AttemptFailedError, LoadedEndpoint, TimedAnswer
+from qvl.bench.exchange import OVERLOAD, AttemptFailedError, LoadedEndpoint
 from qvl.bench.plan import LoadPlan
 from qvl.bench.prepare import Feeder, PreparedBody
 from qvl.bench.record import RequestRecord, RunFolder
+from qvl.bench.timed_answer import TimedAnswer
 
 TICK: Final = 0.05
 PACED: Final = 100  # fewest requests for a share of the rate

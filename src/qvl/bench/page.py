@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qvl.bench import report
+from qvl.bench.apis import find_api
 from qvl.bench.pairs import PairSummary
 from qvl.bench.record import EndpointName, RunRequest, write_text
-from qvl.bench.summary import EndpointSummary, Points, Summary
+from qvl.bench.summary import EndpointSummary, Points, Summary, target_of
 from qvl.errors import MissingDependencyError
 from qvl.html.page import page_html
 from qvl.suggest import install_line
@@ -37,18 +38,19 @@ def write(summary: Summary, path: Path) -> None:
 def html(summary: Summary) -> str:
     """Return the page as HTML."""
     data = summary.data
+    target = target_of(data["asked"])
     at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     parts = [f'<p class="warning">{escape(text)}</p>' for text in data["warnings"]]
     if data["interrupted"]:
         parts.append('<p class="warning">interrupted: the figures are of the finished requests</p>')
-    parts += [_endpoint(endpoint) for endpoint in data["endpoints"]]
+    parts += [_endpoint(endpoint, target) for endpoint in data["endpoints"]]
     parts += [_pair(pair, data["asked"]["endpoints"]) for pair in data["paired"]]
     for name, drawn in plots(summary).items():
         parts.append(f"<figure><figcaption>{escape(name)}</figcaption>{drawn}</figure>")
     formulas = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in data["formulas"].items()
     )
-    head = f'<h1>qvl bench</h1><p class="facts">{at}</p>'
+    head = f'<h1>qvl bench</h1><p class="facts">{at} · {escape(target)}: /v1{escape(find_api(target).path)}</p>'
     parts.append(_parameters(data["asked"]))
     parts.append(f"<h2>What the figures are</h2><table>{formulas}</table>")
     return page_html("qvl bench", "\n".join([head, *parts]))
@@ -57,21 +59,23 @@ def html(summary: Summary) -> str:
 def _parameters(asked: RunRequest) -> str:
     """Return the parameters of the run as a table: endpoints, input, load, and fields of every request."""
     rows = [("endpoint", f"{endpoint['url']} · {endpoint['model']}") for endpoint in asked["endpoints"]]
-    rows += [(name, str(value)) for name, value in asked["input"].items()]
+    rows += [("target", target_of(asked)), *((name, str(value)) for name, value in asked["input"].items())]
     rows += [(name, str(value)) for name, value in asked["plan"].items() if value not in (None, False, {}, 0)]
     rows += [("stream", str(asked["stream"])), *((name, str(value)) for name, value in asked["params"].items())]
     cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value[:500])}</td></tr>" for name, value in rows)
     return f"<h2>Parameters of the run</h2><table>{cells}</table>"
 
 
-def _endpoint(endpoint: EndpointSummary) -> str:
+def _endpoint(endpoint: EndpointSummary, target: str) -> str:
     clients = f", {endpoint['clients']} clients" if endpoint["clients"] else ""
     head = "".join(f"<th>{column}</th>" for column in report.COLUMNS)
     rows = "".join(
         f"<tr><th>{escape(name)}</th>" + "".join(f'<td class="number">{cell}</td>' for cell in cells) + "</tr>"
         for name, cells in report.figure_rows(endpoint)
     )
-    facts = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in report.facts(endpoint))
+    facts = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in report.facts(endpoint, target)
+    )
     errors = "".join(
         f"<tr><th>{escape(kind)}</th><td>{escape(text)}</td></tr>" for kind, text in endpoint["error_examples"].items()
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from qvl.bench.apis import BenchApi
 from qvl.bench.dataset import DRAWN, Item
 from qvl.config import in_home
 from qvl.errors import MediaError
@@ -22,7 +23,7 @@ from qvl.media.document_head import looks_like_document
 from qvl.media.load_document import load_document
 from qvl.media.page_choice import apart
 from qvl.media.policy import MediaPolicy
-from qvl.types import JsonMapping, JsonObject
+from qvl.types import JsonObject
 
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
@@ -56,16 +57,12 @@ class Preparer:
     """Makes request bodies; caches up to 256 MiB of encoded pictures, so that a repeated set is read once.
 
     Args:
-        params: fields to set in every request; they override the fields that a line sets.
-        stream: True to request a stream with usage.
+        api: the API that is asked, with the fields of every request.
         policy: the media policy: which pictures may be read, and their limits.
     """
 
-    def __init__(self, params: JsonMapping, *, stream: bool, policy: MediaPolicy | None = None) -> None:
-        self.params = dict(params)
-        self.ending: JsonObject = {"stream": False}
-        if stream:
-            self.ending = {"stream": True, "stream_options": {"include_usage": True}}
+    def __init__(self, api: BenchApi, policy: MediaPolicy | None = None) -> None:
+        self.api = api
         self.policy = policy or MediaPolicy()
         self._kept: OrderedDict[str, Shown] = OrderedDict()
         self._bytes = 0
@@ -90,7 +87,7 @@ class Preparer:
             pictures += len(shown)
             tokens += sum(made for _, _, made in shown)
         messages = [_with_pictures(message, sent) for message in item.messages] if sent else item.messages
-        body = {"messages": messages, **item.params, **self.params, **self.ending}
+        body = self.api.body(messages, item.params)
         return PreparedBody(item, json.dumps(body, ensure_ascii=False).encode()[1:], pictures, tokens)
 
     def _key(self, item: Item, name: str) -> str:

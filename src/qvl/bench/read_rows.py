@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final, cast
 
-from qvl.bench.line_forms import NoRequestError
+from qvl.bench.apis import NoRequestError
 from qvl.errors import ConfigError
 
 _ARROW: Final = (".parquet", ".arrow")

@@ -33,6 +33,7 @@ class RunRequest(TypedDict):
     input: dict[str, object]
     params: JsonObject
     stream: bool
+    target: NotRequired[str]
     plan: PlanFacts
 
 
@@ -220,7 +221,7 @@ class RunFolder:
             raise ConfigError(f"{self.path} has no run to resume", hint="leave --resume out to start one")
         run = json.loads((self.path / RUN).read_text(encoding="utf-8"))
         for name, value in self.request.items():
-            if run["asked"].get(name) != value:
+            if run["asked"].get(name, "chat" if name == "target" else None) != value:
                 raise ConfigError(
                     f"the run in {self.path} was started with another {name}: {run['asked'].get(name)!r:.80}",
                     hint="give the same input, endpoints and options to --resume",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
+from qvl.bench.apis import find_api
 from qvl.bench.metrics import Figures
 from qvl.bench.pairs import AgreementSummary, PairSummary, welch
 from qvl.bench.record import EndpointName
-from qvl.bench.summary import EndpointSummary, SummaryData, SweepLevel
+from qvl.bench.summary import EndpointSummary, SummaryData, SweepLevel, target_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,8 +61,8 @@ def figure_rows(endpoint: EndpointSummary) -> Iterator[tuple[str, list[str]]]:
                 yield LABELS[name] + after, [milliseconds(stats[column]) for column in COLUMNS]
 
 
-def facts(endpoint: EndpointSummary) -> Iterator[tuple[str, str]]:
-    """Yield (name, text) of the figures of one endpoint that are not latencies."""
+def facts(endpoint: EndpointSummary, target: str) -> Iterator[tuple[str, str]]:
+    """Yield (name, text) of the figures of one endpoint that are not latencies; `target` names the API."""
     requests, rates, pictures = endpoint["requests"], endpoint["throughput"], endpoint["pictures"]
     share = requests["success_rate"]
     yield (
@@ -92,10 +93,10 @@ def facts(endpoint: EndpointSummary) -> Iterator[tuple[str, str]]:
             f"{tokens['prompt']['mean']:,.1f} in, {tokens['completion']['mean']:,.1f} out a request, counted by "
             f"{tokens['counted_by']}; {tokens['cached']:,} prompt tokens were cached",
         )
-    yield (
-        "pictures",
-        f"{pictures['requests']} requests with pictures, {pictures['image_tokens']:,} picture tokens counted",
-    )
+    counted = f"{pictures['image_tokens']:,} picture tokens counted"
+    if not find_api(target).counts_pictures:
+        counted = f"whose tokens {target} does not count apart"
+    yield "pictures", f"{pictures['requests']} requests with pictures, {counted}"
     if endpoint["cache"]["states"]:
         yield "cache", ", ".join(f"{state} {count}" for state, count in endpoint["cache"]["states"].items())
     if endpoint["expected"]:
@@ -115,16 +116,18 @@ def show(data: SummaryData, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    target = target_of(data["asked"])
     for endpoint in data["endpoints"]:
         clients = f", {endpoint['clients']} clients" if endpoint["clients"] else ""
-        table = Table(title=escape(f"{endpoint['url']} · {endpoint['model']}{clients}"), title_justify="left")
+        title = f"{endpoint['url']} · {target} · {endpoint['model']}{clients}"
+        table = Table(title=escape(title), title_justify="left")
         table.add_column("ms")
         for column in COLUMNS:
             table.add_column(column, justify="right")
         for name, cells in figure_rows(endpoint):
             table.add_row(name, *cells)
         console.print(table)
-        for name, text in facts(endpoint):
+        for name, text in facts(endpoint, target):
             console.print(f"{name:>12}  {escape(text)}", highlight=False)
         for kind, text in endpoint["error_examples"].items():
             console.print(f"{'':>12}  {escape(f'{kind}: {text}')}", highlight=False, style="red")

@@ -12,6 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
+from qvl.bench.apis import BenchApi, NoRequestError, find_api
 from qvl.bench.dataset import Dataset, Drawn, Files, Item, NamedRequest, endless
 from qvl.bench.exchange import AttemptFailedError, LoadedEndpoint
 from qvl.bench.load import Load
@@ -33,7 +34,13 @@ WARM_SEED: Final = 1_000_000_000
 
 @dataclass(frozen=True)
 class Target:
-    """The endpoints of a run, with their headers and request fields; with `spread` they are loaded as one."""
+    """The endpoints of a run, with their headers and request fields; with `spread` they are loaded as one.
+
+    `api` names the API that is asked: chat, responses, completions, messages or decisions.
+
+    Raises:
+        ConfigError: there is no such API.
+    """
 
     urls: tuple[str, ...]
     model: str | None = None
@@ -45,6 +52,14 @@ class Target:
     min_pixels: int | None = None
     verify: bool = True
     spread: bool = False
+    api: str = "chat"
+
+    def __post_init__(self) -> None:
+        find_api(self.api)
+
+    def make_api(self) -> BenchApi:
+        """Return the API with the fields of every request."""
+        return find_api(self.api)(self.params, stream=self.stream)
 
 
 class Run:
@@ -74,11 +89,23 @@ class Run:
         if len(target.urls) > 1 and not target.spread:
             _need_scipy()
         self.target, self.dataset, self.plan, self.out, self.resume = target, dataset, plan, out, resume
+        self.api = target.make_api()
+        self._check_input()
         self.on_record = on_record
         self.load: Load | None = None
         self.expected: int | None = None
         self._starved = 0.0
         self._client_seconds = 0.0
+
+    def _check_input(self) -> None:
+        """Refuse a request of the command line for which the API has no form; lines of files are skipped one by one."""
+        if isinstance(self.dataset, Files):
+            return
+        for item in islice(self.dataset, 1):
+            try:
+                self.api.body(item.messages, item.params)
+            except NoRequestError as exc:
+                raise ConfigError(str(exc), hint="choose another --target, or another input") from exc
 
     def work(self) -> Summary:
         """Do the remaining requests, write `summary.json` and return the summary. Ctrl-C ends the run early."""
@@ -96,7 +123,8 @@ class Run:
                 "endpoints": [{"url": endpoint.url, "model": endpoint.model} for endpoint in endpoints],
                 "input": self.dataset.facts(),
                 "params": dict(self.target.params),
-                "stream": self.target.stream,
+                "stream": self.api.stream,
+                "target": self.api.name,
                 "plan": self.plan.facts(),
             }
             await self._load(endpoints, RunFolder(self.out, request, resume=self.resume))
@@ -118,12 +146,15 @@ class Run:
             folder.close()
 
     def _endpoints(self) -> list[LoadedEndpoint]:
-        headers = dict(self.target.headers)
-        if self.target.api_key:
-            headers["Authorization"] = f"Bearer {self.target.api_key}"
+        headers = {**self.api.headers(self.target.api_key), **self.target.headers}
         endpoints = [
             LoadedEndpoint(
-                url, model=self.target.model, timeout=self.plan.timeout, headers=headers, verify=self.target.verify
+                url,
+                model=self.target.model,
+                api=self.api,
+                timeout=self.plan.timeout,
+                headers=headers,
+                verify=self.target.verify,
             )
             for url in self.target.urls
         ]
@@ -131,7 +162,7 @@ class Run:
 
     async def _phases(self, load: Load) -> None:
         policy = MediaPolicy().with_sizes(self.target.max_pixels, self.target.min_pixels)
-        preparer = Preparer(self.target.params, stream=self.target.stream, policy=policy)
+        preparer = Preparer(self.api, policy)
         if self.plan.warmup:
             for number in range(len(load.endpoints)):
                 await self._warm_up(load, preparer, number)
@@ -276,6 +307,7 @@ async def _name_models(endpoints: list[LoadedEndpoint]) -> None:
     for endpoint in endpoints:
         try:
             await endpoint.find_model()
+            await endpoint.find_route()
         except AttemptFailedError as exc:
             hint = exc.hint or "check that the server runs and --url ends in /v1"
             raise BackendUnavailableError(exc.message, hint=hint) from exc

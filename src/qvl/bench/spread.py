@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qvl.bench.exchange import LoadedEndpoint, TimedAnswer
+from qvl.bench.exchange import LoadedEndpoint
+from qvl.bench.timed_answer import TimedAnswer
 from qvl.errors import ConfigError
 
 
@@ -38,6 +39,10 @@ class SpreadEndpoint(LoadedEndpoint):
             raise ConfigError(f"the endpoints serve different models: {', '.join(names)}", hint="name one with --model")
         self.model = names[0]
         return self.model
+
+    async def find_route(self) -> None:
+        for member in self.members:
+            await member.find_route()
 
     async def ask(self, body: bytes, request_id: str) -> TimedAnswer:
         """Ask the member with the fewest requests in flight, by turns among equals."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NotRequired, TypedDict
 
+from qvl.bench.apis import find_api
 from qvl.bench.metrics import FORMULAS, Group, GroupSummary, Windows
 from qvl.bench.pairs import Agreement, AgreementSummary, Pairs, PairSummary
 from qvl.bench.plan import PlanFacts
@@ -239,7 +240,7 @@ def _client(sessions: list[Session]) -> ClientFacts:
 def _warnings(data: SummaryData) -> list[str]:
     warnings = []
     for endpoint in data["endpoints"]:
-        warnings += _picture_warning(endpoint)
+        warnings += _picture_warning(endpoint, target_of(data["asked"]))
         if endpoint["tokens"]["counted_by"] != "the server":
             warnings.append(f"{endpoint['url']} did not count the tokens of every answer: stream chunks were counted")
         if not endpoint["throughput"]["steady"]:
@@ -269,8 +270,15 @@ def _warnings(data: SummaryData) -> list[str]:
     return warnings
 
 
-def _picture_warning(endpoint: EndpointSummary) -> list[str]:
+def target_of(asked: RunRequest) -> str:
+    """Return the name of the API that a run asked; runs from before there was a choice asked chat."""
+    return asked.get("target", "chat")
+
+
+def _picture_warning(endpoint: EndpointSummary, target: str) -> list[str]:
     pictures = endpoint["pictures"]
+    if not find_api(target).counts_pictures:
+        return []
     if not pictures["requests"] or pictures["image_tokens"] or not endpoint["requests"]["ok"]:
         return []
     if not endpoint["tokens"]["prompt"] or not pictures["prompt_tokens"]:

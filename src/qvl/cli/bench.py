@@ -59,7 +59,7 @@ def run(options: BenchOptions) -> None:
     """
     from qvl.bench.run import Run
 
-    plan, target, dataset = options.plan(), options.target(), options.dataset()
+    plan, target, dataset = options.plan(), options.endpoints_asked(), options.dataset()
     if options.resume and options.out is None:
         raise ConfigError("--resume needs the folder of a run", hint="name it with --out")
     folder = options.out or Path(f"bench-{datetime.now():%Y%m%d-%H%M%S}")

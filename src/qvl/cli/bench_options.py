@@ -35,6 +35,7 @@ class BenchOptions:
     model: Annotated[str | None, typer.Option("--model", "-m", help="Default: the first that it lists.")] = None
     api_key: Annotated[str | None, typer.Option(envvar=["QVL_API_KEY", "OPENAI_API_KEY"], help="Its key.")] = None
     header: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A further header.")] = None
+    target: Annotated[str, _input(help="chat, responses, completions, messages or decisions.")] = "chat"
     data: Annotated[
         list[str] | None, _input("--data", "-d", help="JSONL, JSON, CSV, txt, parquet, .gz; repeatable.")
     ] = None
@@ -84,7 +85,7 @@ class BenchOptions:
         shared |= {"concurrency": self.concurrency or usual, "slo": read_slo(self.slo)}
         return LoadPlan(**shared | {"retries": RetryPolicy(max_retries=self.retries)})
 
-    def target(self) -> Target:
+    def endpoints_asked(self) -> Target:
         """Return the endpoints, and the fields of every request."""
         from qvl.bench.run import Target
 
@@ -97,6 +98,7 @@ class BenchOptions:
         return Target(
             urls=tuple(named),
             spread=bool(self.endpoints) and len(named) > 1,
+            api=self.target,
             model=self.model,
             api_key=self.api_key,
             headers={name: str(value) for name, value in pairs(self.header or (), "--header").items()},
@@ -123,6 +125,7 @@ class BenchOptions:
                 self.data,
                 base_dir=self.base_dir,
                 prompt=self.prompt,
+                api=self.endpoints_asked().make_api(),
                 strict=self.strict,
                 on_bad=lambda bad: err.print(f"skipped {bad}", style="yellow"),
             )

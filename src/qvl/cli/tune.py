@@ -80,7 +80,7 @@ class TuneOptions:
         if not all(level.isdecimal() and int(level) for level in levels):
             raise ConfigError(f"--concurrency {self.concurrency!r} cannot be read", hint="as 1,4,16")
         return TunePlan(
-            target=bench.target(),
+            target=bench.endpoints_asked(),
             dataset=bench.dataset(),
             load=bench.plan(),
             clients=tuple(sorted({int(level) for level in levels})),
