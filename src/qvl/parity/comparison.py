@@ -93,19 +93,26 @@ async def acompare(
     with context as folder:
         async with AsyncExitStack() as stack:
             tolerance, checked = TOLERANCE, None
+            live_b = LiveSide(b, request)
+            stack.push_async_callback(live_b.aclose)
             side_a: ParitySide
             if isinstance(a, RecordFile):
                 record_a, side_a = a, RecordedSide(a)
                 _check_recorded(a, cases)
             else:
                 async with _opened(a, request) as live_a:
+                    # What is wrong with B is told before A is asked, which may take hours; two models that are both
+                    # made here are not loaded at once.
+                    await live_b.refuse_missing()
+                    if not live_a.owned:
+                        await live_b.open()
                     side_a = live_a
                     record_a = stack.enter_context(_record(Path(folder), "a", live_a, cases, request))
                     if self_check:
                         checked = await _check_self(live_a, cases)
                         tolerance = max(TOLERANCE, 4 * checked.deviation)
                     await ask_missing(live_a, cases, record_a, advance)
-            live_b = await stack.enter_async_context(_opened(b, request))
+            await live_b.open()
             record_b = stack.enter_context(_record(Path(folder), "b", live_b, cases, request))
             await ask_missing(live_b, cases, record_b, advance)
             tally, diagnosis = ParityTally(), Diagnosis((side_a.identity, live_b.identity))
@@ -125,10 +132,13 @@ async def acompare(
                 seen = (record_a.get(one.case), record_b.get(one.case))
                 worst.append(WorstCase(one, *seen, case.facts(), await _pictures(case)))
             report = _report(side_a, live_b, tally, causes, tolerance, checked, worst)
+            live = (record_b,) if record_a is a else (record_a, record_b)
+            again = sum(record.get(name).retryable for record in live for name in record.failed)
+            report = replace(report, retryable=again)
             verdicts = (budgets or Budgets({})).judge(report.agreement, report.kl, _noise(checked), report.failed)
-        # Only an unfinished run is gone on with.
+        # Only an unfinished run is gone on with: one that was stopped, or whose endpoint was away.
         for record in (record_a, record_b):
-            if record is not a:
+            if record is not a and not report.retryable:
                 record.path.unlink(missing_ok=True)
     return replace(report, verdicts=verdicts)
 
@@ -174,9 +184,13 @@ def _check_recorded(record: RecordFile, cases: Sequence[Case]) -> None:
 async def ask_missing(
     side: LiveSide, cases: Sequence[Case], record: RecordFile, advance: Callable[[], None] = lambda: None
 ) -> None:
-    """Ask `side` about the cases that `record` does not have, several at a time, and add each answer as it comes."""
-    todo = iter([case for case in cases if case.id not in record.places])
-    for _ in range(sum(case.id in record.places for case in cases)):
+    """Ask `side` about the cases without an answer in `record`, several at a time; add each answer as it comes.
+
+    A case that failed before is asked again.
+    """
+    missing = [case for case in cases if record.missing(case.id)]
+    todo = iter(missing)
+    for _ in range(len(cases) - len(missing)):
         advance()
 
     async def work() -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from qvl.types import JsonMapping, JsonObject
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,7 @@ class Observation:
     Attributes:
         case: its id.
         error: why there is no answer; the layers before are told even so, where they were reached.
+        retryable: whether the same question may be answered later: the endpoint was away, or too slow.
         sizes: (width, height) of each canonical picture in pixels.
         pixels: the sha256 of each canonical picture's pixels as RGB.
         picture_tokens: how many tokens of the prompt each picture takes.
@@ -56,6 +62,7 @@ class Observation:
     completion_tokens: int = 0
     seconds: float = 0.0
     first_token: float = 0.0
+    retryable: bool = False
 
     def to_json(self) -> JsonObject:
         """Return the observation as JSON values."""
@@ -66,12 +73,13 @@ class Observation:
         """Return the observation that `to_json` gave.
 
         Raises:
-            TypeError, KeyError, ValueError: it is not the JSON of an observation.
+            ValueError: it is not the JSON of an observation.
         """
-        values: JsonObject = dict(data)
-        values["sizes"] = tuple((int(width), int(height)) for width, height in values["sizes"])
-        values["pixels"] = tuple(values["pixels"])
-        values["steps"] = tuple(TokenStep(**step) for step in values["steps"])
-        for name in ("picture_tokens", "prompt_ids"):
-            values[name] = None if values[name] is None else tuple(values[name])
-        return cls(**values)
+        return _reader().validate_python(data)
+
+
+@functools.cache
+def _reader() -> TypeAdapter[Observation]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Observation)

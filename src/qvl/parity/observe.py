@@ -59,7 +59,7 @@ async def observe(pipeline: AsyncPipeline, case: Case, request: JsonMapping, *, 
     except ConfigError:
         raise
     except QvlError as exc:
-        return Observation(case.id, error=str(exc))
+        return Observation(case.id, error=str(exc), retryable=exc.retryable)
     finally:
         CARRIED.reset(carried)
 

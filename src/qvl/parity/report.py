@@ -69,6 +69,7 @@ class ParityReport:
         causes: what was recognised, the most certain first.
         verdicts: on the budgets.
         seconds, tokens: the medians of a request's seconds and of an answer's tokens, of A and of B.
+        retryable: failed answers that may yet come, since an endpoint was away; the same run asks only those again.
     """
 
     a: str
@@ -92,6 +93,7 @@ class ParityReport:
     seconds: tuple[float, float] = (0.0, 0.0)
     tokens: tuple[float, float] = (0.0, 0.0)
     reasons: Sequence[Reason] = ()
+    retryable: int = 0
 
     @property
     def standing(self) -> Literal["within", "beyond", "undecided", "told"]:
@@ -124,6 +126,7 @@ class ParityReport:
             "cases": self.cases,
             "failed": {"both": self.failed[0], "one": self.failed[1]},
             "reasons": [dataclasses.asdict(reason) for reason in self.reasons],
+            "retryable": self.retryable,
             "first_layer": self.layer,
             "layers": [
                 {"layer": name, "compared": self.shown[name], "part_first_here": self.layers.get(name, 0)}

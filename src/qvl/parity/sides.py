@@ -6,6 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, TypeAlias
 
+from qvl.errors import ConfigError
 from qvl.parity.observe import observe
 from qvl.pipeline.async_pipeline import AsyncPipeline
 from qvl.pipeline.sync_pipeline import Pipeline
@@ -37,11 +38,19 @@ class LiveSide(ParitySide):
     Args:
         source: a pipeline, or the name of a model as Pipeline takes it.
         request: parameters of every request, as of `ask`.
+
+    Attributes:
+        owned: whether the pipeline was made here, and is closed here.
+
+    Raises:
+        ConfigError: an unknown name, or `cache` in the request.
     """
 
     def __init__(self, source: SideLike, request: JsonMapping) -> None:
         self.pipeline = source if isinstance(source, AsyncPipeline | Pipeline) else AsyncPipeline(source, cache="off")
-        self._owned = isinstance(source, str)
+        if "cache" in request:
+            raise ConfigError("a comparison asks anew, so its request cannot have 'cache'", hint="leave it out")
+        self.owned = isinstance(source, str)
         self._request = request
         self.label = self._inner.backend.name
         self.identity = {}
@@ -69,12 +78,15 @@ class LiveSide(ParitySide):
         else:
             await self.pipeline.open()
         self.identity = self.backend.identity()
-        facts = [str(self.identity[name]) for name in ("dtype", "quantisation") if self.identity.get(name)]
-        self.label = ", ".join([f"{self.backend.name}:{self.backend.model}", *facts])
+        self.label = shown_model(self.backend)
+
+    async def refuse_missing(self) -> None:
+        """Raise what `open` would raise, as far as it is seen at once."""
+        await asyncio.to_thread(self.backend.refuse_missing)
 
     async def aclose(self) -> None:
         """Close the pipeline if it was made here."""
-        if self._owned and isinstance(self.pipeline, AsyncPipeline):
+        if self.owned and isinstance(self.pipeline, AsyncPipeline):
             await self.pipeline.aclose()
 
     async def observe(self, case: Case, *, salt: str = "") -> Observation:
@@ -83,6 +95,13 @@ class LiveSide(ParitySide):
             loop, inner = self.pipeline._loop, self.pipeline.pipeline
             return await asyncio.to_thread(lambda: loop.call(observe, inner, case, self._request, salt=salt))
         return await observe(self.pipeline, case, self._request, salt=salt)
+
+
+def shown_model(backend: Backend) -> str:
+    """Return the name of an open backend and its model, and what else it tells of its numbers."""
+    told = backend.identity()
+    facts = [str(told[name]) for name in ("dtype", "quantisation") if told.get(name)]
+    return ", ".join([f"{backend.name}:{backend.model}", *facts])
 
 
 class RecordedSide(ParitySide):

@@ -199,7 +199,10 @@ class LocalBackend(Backend):
 
     def refuse_missing(self) -> None:
         from qvl.backends.local.model.checkpoint_files import named_folder
+        from qvl.backends.local.model.device import named_device, named_dtype
 
+        named_device(self._device)
+        named_dtype(self._dtype)
         if self._path is not None:
             named_folder(self._path)
         self._adapters.refuse_missing()

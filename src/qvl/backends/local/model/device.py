@@ -177,13 +177,8 @@ def open_device(device: str = "auto", dtype: str = "auto") -> Device:
         ConfigError: the device or dtype is unknown, or cannot be used on this host (with the reason).
         MissingDependencyError: `device` is an NPU and torch_npu is not installed.
     """
-    request = device
-    if device == "auto":
-        request = os.environ.get("QVL_DEVICE") or os.environ.get("DEVICE") or "auto"
-    kind, _, number = request.strip().lower().partition(":")
-    kind = {"gpu": "cuda", "ascend": "npu"}.get(kind, kind)
-    if kind not in (*KINDS, "auto") or (number and not number.isdigit()):
-        raise ConfigError(f"unknown device {request!r}", hint=f"auto, {', '.join(KINDS)}, or such as npu:1")
+    request, kind, number = named_device(device)
+    named_dtype(dtype)
     notes: list[str] = []
     if kind == "auto":
         for candidate in KINDS:
@@ -203,6 +198,33 @@ def open_device(device: str = "auto", dtype: str = "auto") -> Device:
             raise ConfigError(f"device {request!r} cannot be used: {why}", hint="qvl doctor examines the host")
     index = _index(kind, int(number) if number else None, request)
     return Device(kind, index, _dtype(dtype, kind, index), _name(kind, index), tuple(notes))
+
+
+def named_device(device: str) -> tuple[str, str, str]:
+    """Return (what is asked for, its kind or "auto", the digits of its index) without importing torch.
+
+    Raises:
+        ConfigError: no device has such a name.
+    """
+    if device == "auto":
+        device = os.environ.get("QVL_DEVICE") or os.environ.get("DEVICE") or "auto"
+    kind, _, number = device.strip().lower().partition(":")
+    kind = {"gpu": "cuda", "ascend": "npu"}.get(kind, kind)
+    if kind not in (*KINDS, "auto") or (number and not number.isdigit()):
+        raise ConfigError(f"unknown device {device!r}", hint=f"auto, {', '.join(KINDS)}, or such as npu:1")
+    return device, kind, number
+
+
+def named_dtype(dtype: str) -> str:
+    """Return the whole name of a dtype, or "auto", without importing torch.
+
+    Raises:
+        ConfigError: no dtype has such a name.
+    """
+    name = SHORT_DTYPES.get(dtype.removeprefix("torch."), dtype.removeprefix("torch."))
+    if name not in (*DTYPES, "auto"):
+        raise ConfigError(f"unknown dtype {name!r}", hint="auto, bfloat16, float16 or float32")
+    return name
 
 
 def peek_dtype(device: str = "auto", dtype: str = "auto") -> str | None:
@@ -286,11 +308,9 @@ def _name(kind: str, index: int | None) -> str:
 def _dtype(name: str, kind: str, index: int | None) -> torch.dtype:
     import torch
 
-    name = SHORT_DTYPES.get(name.removeprefix("torch."), name.removeprefix("torch."))
-    if name in DTYPES:
-        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
+    name = named_dtype(name)
     if name != "auto":
-        raise ConfigError(f"unknown dtype {name!r}", hint="auto, bfloat16, float16 or float32")
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
     if kind == "cpu":
         return torch.bfloat16 if faster_dtype() == "bfloat16" else torch.float32
     if kind == "mps":
