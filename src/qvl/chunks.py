@@ -46,6 +46,7 @@ class Folder:
         "_text",
         "_token_ids",
         "_want_logprobs",
+        "notes",
         "prompt",
         "timing",
         "usage",
@@ -62,6 +63,7 @@ class Folder:
         self._token_ids: dict[int, tuple[int, ...]] = {}
         self._want_logprobs = want_logprobs
         self.prompt: PromptFacts | None = None
+        self.notes: tuple[str, ...] = ()
         self.usage = Usage()
         self.timing = Timing()
 
@@ -87,6 +89,7 @@ class Folder:
         if chunk.token_ids:
             self._token_ids[chunk.index] = self._token_ids.get(chunk.index, ()) + chunk.token_ids
         self.prompt = chunk.prompt or self.prompt
+        self.notes += chunk.notes
         self.usage = chunk.usage or self.usage
         self.timing = chunk.timing or self.timing
 
@@ -159,6 +162,7 @@ def join(chunks: Sequence[Chunk]) -> Chunk:
         logprobs=tuple(token for chunk in chunks for token in chunk.logprobs),
         token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
         prompt=chunks[0].prompt,
+        notes=tuple(note for chunk in chunks for note in chunk.notes),
     )
 
 
@@ -180,4 +184,5 @@ def unfold(result: Result) -> Iterable[Chunk]:
             timing=result.timing if last else None,
             token_ids=choice.token_ids,
             prompt=result.prompt if choice is result.choices[0] else None,
+            notes=result.notes if last else (),
         )

@@ -332,7 +332,8 @@ class Chunk:
 
     The last chunk of a choice has its `finish_reason`, and the `stop_string` that ended it, if one did; the last chunk
     of the stream has `usage` (and `timing`, where known). If the request wants logprobs, each token appears in exactly
-    one chunk; so with `token_ids`. The first chunk has the `prompt`, if the request asks for that.
+    one chunk; so with `token_ids`. The first chunk has the `prompt`, if the request asks for that. Any chunk may have
+    `notes`, which become the Result's.
     """
 
     text: str = ""
@@ -346,6 +347,7 @@ class Chunk:
     token_ids: tuple[int, ...] = ()
     prompt: PromptFacts | None = None
     stop_string: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

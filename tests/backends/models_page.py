@@ -80,12 +80,17 @@ The frames and their times are chosen before any backend is asked, and are the s
 | vllm | as a video, with the prompt tokens of `local`; two to a request (`limit_mm_per_prompt`), of more the frames. \
 A vLLM that has no renderer yet: the frames | [tested](../{VLLM}test_videos.py) |
 | openvino | the frames, as pictures behind their times | [tested](../tests/pipeline/test_videos.py) |
-| openai, to qvl-serve | as the file, with the times of the frames | [tested](../tests/backends/openai/test_videos.py) |
+| openai, to qvl-serve | as the file, with the times and the size of the frames, up to the videos and the bytes of a \
+request that its `/v1/models` tells (`max_videos`, `max_body_bytes`); beyond, the frames | \
+[tested](../tests/backends/openai/test_video_forms.py) |
 | openai, to vLLM that takes `media_io_kwargs` | as the frames, with their times; one to a request | \
 [tested](../tests/backends/openai/test_videos.py) |
-| openai, to others | the frames, as pictures behind their times | [tested](../tests/backends/openai/test_videos.py) |
+| openai, to others, and to several that take videos in different forms | the frames, as pictures behind their times | \
+[tested](../tests/backends/openai/test_videos.py) |
 
-Where the frames are sent as pictures a note in the result says so.
+Where the frames are sent as pictures a note says so: in `Result.notes`, and in the answers of qvl-serve, as `notes`
+beside the usage, to which a client of qvl adds its own. Of a stream the event with the usage has them; chat and text
+completions send that with the option `include_usage`. How videos reached the endpoint is part of the cache key.
 """
 
 

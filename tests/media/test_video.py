@@ -154,6 +154,34 @@ def test_a_film_of_ten_hours_is_refused_and_a_part_of_it_shown(tmp_path: Path) -
     assert two.times == (3600, 7200)
 
 
+def test_frames_that_are_named_may_lie_far_apart(films: dict[str, Path]) -> None:
+    short = MediaPolicy(max_video_seconds=1)
+    assert load_video(films["mp4"], short, VideoSampling(timestamps=(0.1, 1.9))).times == (0.1, 1.9)
+    with pytest.raises(MediaError, match="of video, the limit is 1 s"):
+        load_video(films["mp4"], short, VideoSampling(video_start=0.1, video_end=1.9))
+
+
+@pytest.mark.parametrize(
+    "name", ["not a picture of a picture.mp4", "is accepted for pictures.mp4", "it is not a picture"]
+)
+def test_a_name_is_told_as_it_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    for source in (path, str(path), path.as_uri()):
+        with pytest.raises(MediaError) as caught:
+            load_video(source)
+        assert caught.value.message.startswith("no such file: ")
+        assert caught.value.message.endswith(f"/{name}")
+    for source, words in (
+        ("", "the path or URL of a video is empty"),
+        (3, "a int is not a video"),
+        ("data:text/plain,of a picture", "a data: URL of text/plain is not a video"),
+    ):
+        with pytest.raises(MediaError, match=words):
+            load_video(source)  # type: ignore[arg-type]
+    with pytest.raises(MediaError, match="paths are not accepted for videos here"):
+        load_video(path, MediaPolicy(allow_files=False))
+
+
 def test_reading_and_decoding_may_take_so_long(films: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MediaError, match="takes too long to read"):
         load_video(films["mp4"], MediaPolicy(max_video_decode_seconds=1e-9))

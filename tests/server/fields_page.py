@@ -52,6 +52,8 @@ The server or the pipeline sees to these itself, whatever the backend:
 | `max_pixels`, `min_pixels`, `mm_processor_kwargs` | the limits of every picture (`size` with \
 `longest_edge` and `shortest_edge` too); `fps`, `num_frames` and the other fields of a \
 video part say which frames of videos are shown |
+| `media_io_kwargs` | its `video` may have `fps` or `num_frames`, which choose the frames; nothing else of it, since \
+frames are chosen here. The rest goes to an endpoint as it is |
 | `cache_salt` | keeps answers apart; prefixes and picture features too, in `local` and `vllm`, and at \
 endpoints that know it |
 | `request_id` | a part of the answer's id, and its `X-Request-Id` |

@@ -26,7 +26,10 @@ from tests.server.test_openai_client import WEATHER
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 # `store` is in OpenAI's own answers, though its document does not name it; `name` of a call that is done is required
 # by the client's last major version and unknown to this one.
-OURS = {"image_tokens", "max_model_len", "max_images", "store", "name", "root", "parent", "capabilities", "stop_reason"}
+OURS = {
+    *("image_tokens", "max_model_len", "max_images", "max_videos", "max_body_bytes", "capabilities", "notes"),
+    *("store", "name", "root", "parent", "stop_reason"),
+}
 _TOKEN = ("token", "logprob", "bytes")
 REQUIRED: dict[str, tuple[str, ...]] = {
     "ChatCompletion": ("id", "object", "created", "model", "choices"),

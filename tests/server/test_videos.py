@@ -15,6 +15,7 @@ from qvl.media.policy import MediaPolicy
 from tests.media.films import film, sound_alone
 from tests.server.conftest import Running, start
 from tests.server.echo_backend import EchoBackend
+from tests.server.test_chat import events
 
 CHAT = "/v1/chat/completions"
 
@@ -43,6 +44,29 @@ def test_frames_are_chosen_by_the_request_and_told_in_the_usage(serve: Any, url:
     assert text.startswith("<0.0 seconds><0.4 seconds>")
     of_part = server.post(CHAT, asked(url, {"nframes": 2}, mm_processor_kwargs={"fps": 3}))
     assert of_part.json()["usage"]["prompt_tokens_details"]["video_frames"] == 2
+
+
+def test_every_api_says_that_frames_were_shown_as_pictures(serve: Any, url: str) -> None:
+    server: Running = serve(EchoBackend())
+    body = asked(url, {"nframes": 2})
+    whole = server.post(CHAT, body).json()["notes"]
+    assert len(whole) == 1
+    assert "sent as 2 pictures, each behind its time, since echo:echo-vl takes no videos" in whole[0]
+    assert server.post(CHAT, body).json()["notes"] == whole, "from the cache too"
+    streamed = events(server.post(CHAT, {**body, "stream": True, "stream_options": {"include_usage": True}}).text)
+    assert [event["notes"] for event in streamed if event.get("usage")] == [whole]
+    assert not any("notes" in event for event in events(server.post(CHAT, {**body, "stream": True}).text))
+    content = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": "When?"}]
+    for fields in ({}, {"stream": True}):
+        answer = server.post("/v1/responses", {"input": [{"role": "user", "content": content}], **fields})
+        assert answer.text.count("sent as 4 pictures") == 1, answer.text
+    parts = [{"type": "image", "source": {"type": "url", "url": url}}, {"type": "text", "text": "When?"}]
+    for fields in ({}, {"stream": True}):
+        asking = {"model": "echo-vl", "max_tokens": 9, "messages": [{"role": "user", "content": parts}], **fields}
+        answer = server.post("/v1/messages", asking)
+        assert answer.text.count("sent as 4 pictures") == 1, answer.text
+    pictures = [{"type": "text", "text": "one two"}]
+    assert "notes" not in server.post(CHAT, {"messages": [{"role": "user", "content": pictures}]}).json()
 
 
 def test_what_cannot_be_is_refused_with_its_place(serve: Any, url: str, tmp_path: Path) -> None:

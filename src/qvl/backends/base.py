@@ -18,10 +18,13 @@ from qvl.backends.token_table import TokenTable
 from qvl.chunks import Folder
 from qvl.errors import BackendError, UnsupportedInputError
 from qvl.evidence.coordinates import Coordinates, coordinates_of
+from qvl.media.video_parts import as_timed_pictures, bytes_with_files
 from qvl.types import ChatRequest, Chunk, JsonMapping, JsonObject, Result, SamplingParams, Usage
 
 # The code of an error that ends a stream in the middle of an answer which the same request may well get whole.
 CUT_OFF: Final = "stream_cut_off"
+# The form of videos that travel as their files.
+FILES: Final = "file"
 # When the request was asked for first, while it is asked for once more.
 _BEGAN: Final[ContextVar[float | None]] = ContextVar("qvl.began", default=None)
 
@@ -36,9 +39,10 @@ class Capabilities:
     """The features that a backend supports, probed where that is possible.
 
     `images` is the most pictures of a request (0: none). `videos` is the most videos that it takes as such; where a
-    request has more, it is sent their frames as pictures, each behind its time. `max_context` is in tokens, None if
-    unknown. `sampling` are the SamplingParams fields that have an effect; `response_formats` the kinds that are
-    enforced while generating.
+    request has more, it is sent their frames as pictures, each behind its time. `video_form` names how videos are
+    written for a backend elsewhere, whose answers to each form are kept apart; `body_bytes` is the most bytes of a
+    request in which the files of videos travel. `max_context` is in tokens, None if unknown. `sampling` are the
+    SamplingParams fields that have an effect; `response_formats` the kinds that are enforced while generating.
     `extra_body` is True if unknown request fields are passed on; `top_logprobs` is the most alternatives a token.
     `lists` is False if a schema must have an object on top, as endpoints demand.
     `fields` are those of `PROMPT_FIELDS`, "priority", "prefill" and "cache_salt" that have an effect.
@@ -46,6 +50,8 @@ class Capabilities:
 
     images: int = 0
     videos: int = 0
+    video_form: str = ""
+    body_bytes: int | None = None
     max_context: int | None = None
     sampling: frozenset[str] = field(default_factory=SamplingParams.assumed)
     response_formats: frozenset[str] = frozenset()
@@ -66,6 +72,25 @@ class Capabilities:
     @property
     def seed(self) -> bool:
         return "seed" in self.sampling
+
+    def taken(self, request: ChatRequest) -> ChatRequest:
+        """Return the request as such a backend gets it: with its videos, or with their frames as timed pictures."""
+        return as_timed_pictures(request) if self.why_pictures(request) else request
+
+    def form_of(self, request: ChatRequest) -> str:
+        """Return the form in which the request's videos are sent: `pictures`, or the backend's; "" without any."""
+        if not request.videos:
+            return ""
+        return "pictures" if self.why_pictures(request) else self.video_form
+
+    def why_pictures(self, request: ChatRequest) -> str | None:
+        """Return why the frames of the request's videos are sent as pictures, as `takes no videos`; None if not."""
+        if len(request.videos) > self.videos:
+            most = f"at most {self.videos} video{'s' if self.videos > 1 else ''}" if self.videos else "no videos"
+            return f"takes {most}"
+        if request.videos and self.body_bytes is not None and bytes_with_files(request) > self.body_bytes:
+            return f"takes at most {self.body_bytes / 2**20:.3g} MiB in a request"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +250,7 @@ class Backend(ABC):
             backend=self.name,
             created_at=time.time(),
             prompt=folder.prompt,
+            notes=folder.notes,
         )
 
     @final

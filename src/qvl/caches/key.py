@@ -108,6 +108,7 @@ class Manifest(TypedDict):
     prompt: NotRequired[str | list[int]]
     cache_salt: NotRequired[str]
     prefill: NotRequired[list[int]]
+    video_form: NotRequired[str]
 
 
 def build_manifest(
@@ -119,13 +120,15 @@ def build_manifest(
     prompt_version: str = "",
     language: str = "",
     namespace: str = "",
+    video_form: str = "",
 ) -> Manifest:
     """Return everything that changes the answer to `request`.
 
     Pictures are represented by hash and canonical size, videos by hash and times of frames,
     in the order of their message's parts, so order, role,
     position and detail are part of the key. `max_pixels` is the media gate's budget; a smaller one in the request wins.
-    `task`, `prompt_version` and `language` are those of an analysis; `namespace` separates tenants.
+    `task`, `prompt_version` and `language` are those of an analysis; `namespace` separates tenants; `video_form` is how
+    the videos reach the model, "" in its own form.
     """
     return {
         "v": MANIFEST_VERSION,
@@ -146,6 +149,7 @@ def build_manifest(
         **request.prompt_fields(),  # type: ignore[typeddict-item]
         **({"cache_salt": request.cache_salt} if request.cache_salt else {}),
         **({"prefill": list(request.prefill)} if request.prefill else {}),
+        **({"video_form": video_form} if video_form else {}),
     }
 
 

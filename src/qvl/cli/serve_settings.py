@@ -14,7 +14,7 @@ import typer
 
 from qvl.cli.parse_args import backend_options
 from qvl.errors import ConfigError
-from qvl.media.policy import MediaPolicy
+from qvl.media.policy import DEFAULT_POLICY, MediaPolicy
 from qvl.server.settings import ServerSettings
 from qvl.types import JsonObject
 
@@ -172,7 +172,7 @@ class ServeSettings:
             max_decode_bytes=self.max_decode_mb * MB,
             allowed_domains=_listed(self.allowed_media_domains),
             allowed_private=_listed(self.allowed_private),
-            max_videos=self.limits().get("video"),
+            max_videos=self.limits().get("video", DEFAULT_POLICY.max_videos),
         ).with_sizes(self.max_pixels, self.min_pixels)
 
     def server_settings(self, ctx: typer.Context) -> ServerSettings:

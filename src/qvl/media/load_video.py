@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Final
 
 from qvl.errors import MediaError
@@ -16,11 +17,9 @@ if TYPE_CHECKING:
     from qvl.media.picture import PictureSource
 
 
-# What is said of pictures where sources are read.
-_OF_VIDEOS: Final = (
-    ("accepted for pictures", "accepted for videos"),
-    ("of a picture", "of a video"),
-    ("is not a picture", "is not a video"),
+# What is said of pictures where sources are read: whole messages, since in others a name may have such words.
+_OF_PICTURES: Final = re.compile(
+    r"(paths are not accepted for |the path or URL of a |a (?:\w+|data: URL of .*) is not a )picture(s here| is empty|)"
 )
 
 
@@ -98,7 +97,6 @@ class _told_as_video:  # noqa: N801 - used as a context
         if exc.code == "image_too_large":
             hint = "cut it or encode it smaller first"
             raise MediaError(exc.message, hint=hint, code="video_too_large") from exc
-        for words, of_videos in _OF_VIDEOS:
-            if words in exc.message:
-                way_out = (exc.hint or "").replace("image/", "video/")
-                raise MediaError(exc.message.replace(words, of_videos), hint=way_out, code=exc.code) from exc
+        if told := _OF_PICTURES.fullmatch(exc.message):
+            way_out = (exc.hint or "").replace("image/", "video/")
+            raise MediaError(f"{told[1]}video{told[2]}", hint=way_out, code=exc.code) from exc

@@ -65,7 +65,7 @@ class MediaPolicy:
     max_decode_bytes: int = 256 * 1024 * 1024
     max_decode_seconds: float = 10.0
     max_frames: int = 1_000
-    max_videos: int | None = None
+    max_videos: int | None = 8
     max_video_bytes: int = 256 * 1024 * 1024
     max_video_seconds: float = 3_600.0
     max_video_frames: int = 768

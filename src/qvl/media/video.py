@@ -27,7 +27,7 @@ class Video:
         duration: seconds of the whole video.
         fps: its frames a second, on average.
         source: short display name, as of a Picture.
-        data: the source bytes.
+        data: the source bytes; empty in a copy that has the frames alone.
     """
 
     sha256: str
@@ -49,6 +49,10 @@ class Video:
     def with_frames(self, frames: Sequence[Picture]) -> Video:
         """Return a copy with its frames in another size."""
         return replace(self, frames=tuple(frames))
+
+    def without_file(self) -> Video:
+        """Return a copy without the source bytes, for who is sent its frames."""
+        return replace(self, data=b"")
 
     def to_json(self) -> dict[str, object]:
         """Return what was shown, for records and reports: source, hash, seconds and the times of the frames."""

@@ -105,9 +105,12 @@ def frame_size(original: tuple[int, int], count: int, policy: MediaPolicy) -> tu
 
 
 def _span(index: _Index, sampling: VideoSampling) -> float:
-    """Return the seconds that are looked at: of the whole video, or of the part that `sampling` names."""
+    """Return the seconds that are looked at: of the whole video, or of the part that `sampling` names.
+
+    Frames that are named one by one are no part, however far apart they are.
+    """
     if sampling.timestamps:
-        return max(sampling.timestamps) - min(sampling.timestamps)
+        return 0.0
     end = index.duration if sampling.video_end is None else min(sampling.video_end, index.duration)
     return max(0.0, end - (sampling.video_start or 0.0))
 

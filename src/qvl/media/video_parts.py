@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Final
 
 from qvl.media.document import Document
 from qvl.media.video import Medium, Video
 from qvl.types import ChatRequest, ImagePart, Part, TextPart, VideoPart
+
+# Of a character beyond ASCII in JSON; and of everything beside texts, pictures and videos.
+_ESCAPED: Final = 6
+_AROUND: Final = 1 << 16
 
 
 def media_parts(medium: Medium) -> tuple[Part, ...]:
@@ -24,9 +30,23 @@ def media_parts(medium: Medium) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def as_taken(request: ChatRequest, *, videos: int) -> ChatRequest:
-    """Return the request as a backend gets it that takes at most so many `videos` as such."""
-    return request if len(request.videos) <= videos else as_timed_pictures(request)
+def bytes_with_files(request: ChatRequest) -> int:
+    """Return at most how many bytes a request is as JSON, with its videos as the files that they came as."""
+    characters = sum(len(message.text) for message in request.messages)
+    # A picture that was changed is written as PNG, which no picture makes much larger than its pixels.
+    pictures = [
+        len(part.picture.data) if part.picture.untouched else 3 * part.picture.width * part.picture.height
+        for message in request.messages
+        for part in message.parts
+        if isinstance(part, ImagePart)
+    ]
+    files = sum(pictures) + sum(len(video.data) for video in request.videos)
+    return files * 4 // 3 + characters * _ESCAPED + _AROUND
+
+
+def without_files(request: ChatRequest) -> ChatRequest:
+    """Return the request with the frames of its videos and without their files, for another process."""
+    return _replaced(request, lambda video: [VideoPart(video.without_file())])
 
 
 def as_timed_pictures(request: ChatRequest) -> ChatRequest:
@@ -34,13 +54,17 @@ def as_timed_pictures(request: ChatRequest) -> ChatRequest:
 
     `<1.5 seconds>` is the form in which Qwen3-VL knows times. The request itself if it has no video.
     """
+    return _replaced(request, _timed)
+
+
+def _replaced(request: ChatRequest, parts_of: Callable[[Video], list[Part]]) -> ChatRequest:
     if not request.videos:
         return request
     messages = []
     for message in request.messages:
         parts: list[Part] = []
         for part in message.parts:
-            parts += _timed(part.video) if isinstance(part, VideoPart) else (part,)
+            parts += parts_of(part.video) if isinstance(part, VideoPart) else (part,)
         messages.append(dataclasses.replace(message, parts=tuple(parts)))
     return request.replace(messages=tuple(messages))
 

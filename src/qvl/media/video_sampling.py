@@ -141,9 +141,10 @@ def read_sampling(fields: Mapping[str, object], where: str = "") -> VideoSamplin
                 raise _refused(where, name, "is not a list of seconds", "[0.5, 2, 3.5]")
             read[name] = tuple(_number(where, name, item, least=0.0) for item in listed)
         elif name in ("nframes", "min_frames", "max_frames"):
-            number = _number(where, name, value, least=1.0)
+            called = "num_frames" if name == "nframes" and fields.get("num_frames") is not None else name
+            number = _number(where, called, value, least=1.0)
             if number != int(number):
-                raise _refused(where, name, "is not a whole number", None)
+                raise _refused(where, called, "is not a whole number", None)
             read[name] = int(number)
         else:
             number = _number(where, name, value, least=0.0)

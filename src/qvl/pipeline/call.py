@@ -41,7 +41,8 @@ class Call(ABC, Generic[R]):
     """
 
     task: ClassVar[str] = "chat"
-    needs_capabilities: ClassVar[bool] = False
+    # Of a request with videos too, once they are read.
+    needs_capabilities: bool = False
     language = ""
     prompt_version = ""
     pictures: Sequence[UnreadPicture] = ()

@@ -14,20 +14,19 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 import anyio
 import anyio.to_thread
 
-from qvl.backends.base import Backend
+from qvl.backends.base import FILES, Backend, Capabilities
 from qvl.caches import key
 from qvl.caches.policy import CacheMode, CachePolicy
 from qvl.chunks import unfold
 from qvl.errors import AnalysisError
 from qvl.log import logger
 from qvl.media.digest_cache import DigestCache
-from qvl.media.video_parts import as_taken
 from qvl.pipeline.cache_store import WORKERS, Store, from_entry, to_entry
 from qvl.pipeline.job import CacheHit, CacheMiss, Job, Outcome, Streaming
 from qvl.pipeline.load_pictures import decode_pictures, is_one_local, load_pictures, naming, read_pictures
 from qvl.pipeline.single_flight import CLOSE_SECONDS, Flight, FlightBoard, Written, within
 from qvl.plugins.host import PluginHost
-from qvl.types import CacheState, Chunk, JsonObject, Result, Timing
+from qvl.types import CacheState, ChatRequest, Chunk, JsonObject, Result, Timing
 
 if TYPE_CHECKING:
     from qvl.calibration.calibrator import Calibrator
@@ -164,13 +163,8 @@ class Executor:
         if call.loaded is None:
             return None
         have = None
-        if call.needs_capabilities:
-            have = self.backend.peek_capabilities()
-            if have is None and self._opened:
-                have = self.backend.capabilities
-            # Without a name the model is not known yet, nor how it writes what a call reads of its answer.
-            if have is None or not (self._opened or self.backend.peek_identity() is not None):
-                return None
+        if call.needs_capabilities and (have := self._known_capabilities()) is None:
+            return None
         request = call.request(call.loaded, have)
         policy = call.cache
         if not isinstance(policy, CachePolicy):
@@ -186,6 +180,9 @@ class Executor:
                 identity = {**identity, "adapter": self.backend.adapters().get(request.adapter, request.adapter)}
             if identity is None or not (may_wait or all(picture.hashed for picture in request.pictures)):
                 return None
+            if request.videos and have is None and (have := self._known_capabilities()) is None:
+                call.needs_capabilities = True
+                return None
             manifest = key.build_manifest(
                 request,
                 identity=identity,
@@ -194,6 +191,7 @@ class Executor:
                 prompt_version=call.prompt_version,
                 language=call.language,
                 namespace=namespace,
+                video_form="" if have is None else have.form_of(request),
             )
         job_key = None if manifest is None else key.hash_manifest(manifest)
         call.stages.media = max(0.0, call.stages.media + time.perf_counter() - call.started)
@@ -209,6 +207,12 @@ class Executor:
             namespace=namespace,
         )
 
+    def _known_capabilities(self) -> Capabilities | None:
+        """Return the backend's capabilities; None while it must be opened to know them, or the name of its model."""
+        if self._opened:
+            return self.backend.capabilities
+        return None if self.backend.peek_identity() is None else self.backend.peek_capabilities()
+
     async def _prepared(self, call: Call[R]) -> CacheHit | CacheMiss:
         """Return the cache hit or miss of `call`, waiting as needed."""
         prepared = self.prepare(call, may_wait=False)
@@ -223,10 +227,8 @@ class Executor:
     async def _make_ready(self, call: Call[R]) -> None:
         """Fetch or read the pictures of `call` in parallel, and open the backend if the call needs its capabilities."""
         backend = self.backend
-        known = self._opened or (
-            backend.peek_identity() is not None
-            and (not call.needs_capabilities or backend.peek_capabilities() is not None)
-        )
+        needed = self._known_capabilities() if call.needs_capabilities else backend.peek_identity()
+        known = self._opened or needed is not None
         if call.loaded is None and not (known and is_one_local(call.pictures)):
             call.loaded = await load_pictures(call.pictures, call.policy or self.media, digests=self.digests)
         if not known:
@@ -369,7 +371,7 @@ class Executor:
             async with self.admit(job):
                 ready = await self._decoded(job)
                 outcome = await call.run(self._generate, ready, emit)
-            if store is not None and job.key is not None and job.policy.write and outcome.result.complete:
+            if store is not None and job.key is not None and job.policy.write and self._is_kept(job, outcome):
                 began = time.perf_counter()
                 await store.set(job.key, to_entry(ready, outcome), lease=lease)
                 job.stages.cache += time.perf_counter() - began
@@ -379,12 +381,21 @@ class Executor:
                 with anyio.CancelScope(shield=True):
                     await store.release(lease)
 
+    def _is_kept(self, job: Job, outcome: Outcome) -> bool:
+        """True if an answer is whole, and videos went as its key says: another endpoint may have come meanwhile."""
+        form = "" if job.manifest is None else job.manifest.get("video_form", "")
+        return outcome.result.complete and form == self.backend.capabilities.form_of(job.request)
+
     async def _decoded(self, job: Job) -> Job:
         """Return the job with its pictures decoded as the backend needs them; the time counts as decoding."""
         if not job.request.pictures:
             return job
-        began = time.perf_counter()
-        request = await decode_pictures(job.request, pixels=self.backend.wants_pixels)
+        if job.request.videos and self._known_capabilities() is None:
+            # An endpoint that takes files is sent nothing that was decoded.
+            job.stages.loading += await self.open()
+        began, have = time.perf_counter(), self._known_capabilities()
+        as_files = have is not None and have.form_of(job.request) == FILES
+        request = await decode_pictures(job.request, pixels=self.backend.wants_pixels, videos=not as_files)
         job.stages.decoding += time.perf_counter() - began
         return job if request is job.request else dataclasses.replace(job, request=request)
 
@@ -399,15 +410,8 @@ class Executor:
                 self.on_chunk(job, chunk)
 
         request, salt = job.request, job.salt
-        videos, notes = request.videos, tuple[str, ...]()
-        taken = as_taken(request, videos=(most := self.backend.capabilities.videos))
-        if taken is not request:
-            request, at_most = taken, f"at most {most} video{'s' if most > 1 else ''}" if most else "no videos"
-            notes = tuple(
-                f"{video.source}: sent as {len(video.frames)} pictures, each behind its time, since"
-                f" {self.backend.name}:{self.backend.model} takes {at_most}"
-                for video in videos
-            )
+        videos, notes = request.videos, _notes_on(self.backend, request)
+        request = self.backend.capabilities.taken(request)
         if salt != request.cache_salt:
             request = request.replace(cache_salt=salt)
         folder = await self.backend.fold(request, on_chunk=on_chunk, take_back=partial(emit.take_back, before))
@@ -419,13 +423,23 @@ class Executor:
                 choices=folder.choices(),
                 usage=dataclasses.replace(folder.usage, video_frames=sum(len(video.frames) for video in videos)),
                 timing=timing,
-                notes=notes,
+                notes=(*notes, *folder.notes),
                 model=request.adapter or self.backend.model,
                 backend=self.backend.name,
                 created_at=time.time(),
                 prompt=folder.prompt,
             )
         )
+
+
+def _notes_on(backend: Backend, request: ChatRequest) -> tuple[str, ...]:
+    """Return what the result says of videos whose frames the backend is sent as pictures."""
+    why = backend.capabilities.why_pictures(request)
+    if why is None:
+        return ()
+    sent = "sent as {} pictures, each behind its time, since"
+    me = f"{backend.name}:{backend.model}"
+    return tuple(f"{video.source}: {sent.format(len(video.frames))} {me} {why}" for video in request.videos)
 
 
 def _state(job: Job, outcome: Outcome, joined: bool) -> CacheState:

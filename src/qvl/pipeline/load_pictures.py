@@ -202,8 +202,10 @@ def is_one_local(pictures: Sequence[UnreadPicture]) -> bool:
     return source is not None and (isinstance(source, Video | Document) or not gate.is_remote(source))
 
 
-async def decode_pictures(request: ChatRequest, *, pixels: bool) -> ChatRequest:
+async def decode_pictures(request: ChatRequest, *, pixels: bool, videos: bool = True) -> ChatRequest:
     """Return the request with its pictures decoded within their pixel limits, or only verified if not `pixels`.
+
+    With `videos` False their frames stay as they are: the files are sent, and those are decoded elsewhere.
 
     Raises:
         MediaError: a picture is truncated or corrupt.
@@ -214,17 +216,19 @@ async def decode_pictures(request: ChatRequest, *, pixels: bool) -> ChatRequest:
     if not pictures:
         return request
     numbers = _numbers(request)
-    for video in request.videos:
-        await decode_video(video)
+    left = frozenset[int]()
+    if videos:
+        for video in request.videos:
+            await decode_video(video)
+    else:
+        left = frozenset(id(frame) for video in request.videos for frame in video.frames)
     pages = [(number, page) for number, page in zip(numbers, pictures, strict=True) if page.whole is not None]
     if pages:
         await _together([_numbered(number, in_child_thread(page.hold)) for number, page in pages])
-    ready = await _together(
-        [
-            _numbered(number, gate.aready(picture, request.max_pixels, pixels=pixels))
-            for number, picture in zip(numbers, pictures, strict=True)
-        ]
-    )
+    shown = [at for at, picture in enumerate(pictures) if id(picture) not in left]
+    readying = [_numbered(numbers[at], gate.aready(pictures[at], request.max_pixels, pixels=pixels)) for at in shown]
+    done = dict(zip(shown, await _together(readying), strict=True))
+    ready = [done.get(at, picture) for at, picture in enumerate(pictures)]
     return _with_pictures(request, pictures, ready)
 
 

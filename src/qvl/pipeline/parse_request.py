@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 ToolLike: TypeAlias = Tool | JsonMapping
 ResponseFormatLike: TypeAlias = ResponseFormat | JsonMapping | type[BaseModel]
 MAX_PICTURES: Final = 256
+# What vLLM's `media_io_kwargs` may say of videos.
+MEDIA_FIELDS: Final = ("fps", "num_frames")
 # Parameters of an analysis that are not SamplingParams.
 OF_REQUEST: Final = frozenset(
     {"request_id", "extra", "max_pixels", "min_pixels", "video", "pages", "language", "cache", "evidence", "abstain"}
@@ -267,18 +269,18 @@ def request_limits(max_pixels: int | None, min_pixels: int | None, extra: JsonOb
 
 
 def request_sampling(video: VideoSampling | JsonMapping | None, extra: JsonObject) -> VideoSampling:
-    """Return which frames of videos a request wants; what `extra["mm_processor_kwargs"]` says is removed there.
+    """Return which frames of videos a request wants; what `mm_processor_kwargs` and `media_io_kwargs` say is removed.
 
     Raises:
         ConfigError: an invalid argument.
-        RequestError: an invalid value in `mm_processor_kwargs`; the error names its path.
+        RequestError: an invalid value in one of these two; the error names its path.
     """
     if isinstance(video, Mapping):
         unknown = next((name for name in video if name not in (*VIDEO_FIELDS, "num_frames")), None)
         if unknown is not None:
             raise ConfigError(f"unknown key {unknown!r} in video", hint=nearest(unknown, VIDEO_FIELDS), param="video")
         video = read_sampling(video)
-    named = video or DEFAULT_SAMPLING
+    named = (video or DEFAULT_SAMPLING).over(_media_sampling(extra))
     kwargs = extra.get("mm_processor_kwargs")
     if not isinstance(kwargs, Mapping):
         return named
@@ -287,6 +289,24 @@ def request_sampling(video: VideoSampling | JsonMapping | None, extra: JsonObjec
     spent = (*VIDEO_FIELDS, "num_frames", "do_sample_frames")
     extra["mm_processor_kwargs"] = {name: value for name, value in kwargs.items() if name not in spent}
     return named.over(read)
+
+
+def _media_sampling(extra: JsonObject) -> VideoSampling:
+    """Return which frames `extra["media_io_kwargs"]` chooses, vLLM's other field for them, and remove that there."""
+    kwargs = extra.get("media_io_kwargs")
+    if not isinstance(kwargs, Mapping) or not isinstance(kwargs.get("video", {}), Mapping):
+        return DEFAULT_SAMPLING
+    rest = dict(kwargs)
+    chosen: Mapping[str, object] = {name: told for name, told in rest.pop("video", {}).items() if told is not None}
+    where = "media_io_kwargs.video"
+    for name in chosen:
+        if name not in MEDIA_FIELDS:
+            hint = f"it may have {' and '.join(MEDIA_FIELDS)}; video_start and the others are fields of a part"
+            raise UnsupportedInputError(f"{where}.{name} is not supported", hint=hint, param=f"{where}.{name}")
+    extra["media_io_kwargs"] = rest
+    if not rest:
+        del extra["media_io_kwargs"]
+    return read_sampling(chosen, where)
 
 
 def request_pages(pages: PagesLike | None) -> PageChoice | None:

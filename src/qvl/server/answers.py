@@ -126,7 +126,13 @@ class ChatChoice(TypedDict):
     token_ids: NotRequired[list[Count]]
 
 
-class AnswerHead(TypedDict):
+class Notes(TypedDict, total=False):
+    """What was done otherwise than asked, such as a video whose frames were shown as pictures; left out if nothing."""
+
+    notes: list[str]
+
+
+class AnswerHead(Notes):
     id: str
     created: Count
     model: str
@@ -283,7 +289,7 @@ class ResponseText(TypedDict):
     verbosity: Literal["low", "medium", "high"]
 
 
-class Response(TypedDict):
+class Response(Notes):
     """A response of the Responses API; most fields repeat the request."""
 
     id: str
@@ -391,6 +397,8 @@ class Model(TypedDict):
     parent: str | None
     max_model_len: NotRequired[int | None]
     max_images: NotRequired[Count]
+    max_videos: NotRequired[Count]
+    max_body_bytes: NotRequired[Count]
     capabilities: NotRequired[ModelCapabilities]
 
 

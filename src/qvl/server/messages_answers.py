@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from typing_extensions import TypedDict
 
-from qvl.server.answers import Count
+from qvl.server.answers import Count, Notes
 from qvl.types import JsonObject
 
 StopReason: TypeAlias = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"]
@@ -49,7 +49,7 @@ class MessageUsage(TypedDict):
     output_tokens_details: ThinkingTokens
 
 
-class AnsweredMessage(TypedDict):
+class AnsweredMessage(Notes):
     id: str
     type: Literal["message"]
     role: Literal["assistant"]
@@ -103,7 +103,7 @@ class StopDelta(TypedDict):
 BlockDelta: TypeAlias = TextDelta | ThinkingDelta | SignatureDelta | InputDelta
 
 
-class MessageEvent(TypedDict, total=False):
+class MessageEvent(Notes, total=False):
     """The fields of a streamed event besides `type`."""
 
     message: AnsweredMessage

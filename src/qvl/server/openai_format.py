@@ -16,6 +16,7 @@ from qvl.server.answers import (
     ChatLogprobs,
     FinishWord,
     FunctionCall,
+    Notes,
     PromptDetails,
     PromptLogprob,
     TokenUsage,
@@ -114,6 +115,12 @@ def usage_of(usage: Usage) -> TokenUsage:
     }
 
 
+def notes_of(*results: Result) -> Notes:
+    """Return the field of an answer with the notes of its results; {} if there are none."""
+    notes = list(dict.fromkeys(note for result in results for note in result.notes))
+    return {"notes": notes} if notes else {}
+
+
 class StreamUsage:
     """The `usage` of stream events, as requested by `stream_options`.
 
@@ -137,5 +144,7 @@ class StreamUsage:
         return {"usage": usage_of(self._usage)}
 
     def close(self, head: Mapping[str, object], result: Result) -> bytes:
-        """Return the final usage event, if requested, and `[DONE]`."""
-        return data_event({**head, "usage": usage_of(result.usage)}) + DONE if self._included else DONE
+        """Return the final usage event with the notes, if requested, and `[DONE]`."""
+        if not self._included:
+            return DONE
+        return data_event({**head, **notes_of(result), "usage": usage_of(result.usage)}) + DONE

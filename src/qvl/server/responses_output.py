@@ -21,7 +21,7 @@ from qvl.server.answers import (
     SummaryText,
     dumps,
 )
-from qvl.server.openai_format import read_logprobs
+from qvl.server.openai_format import notes_of, read_logprobs
 from qvl.server.signing import signed
 from qvl.types import Choice, Chunk, FinishReason, Result, TokenLogprob, ToolCallDelta, Usage
 
@@ -102,6 +102,7 @@ def finished(head: Response, output: list[OutputItem], result: Result) -> Respon
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "output": output,
         "usage": _usage(result.usage),
+        **notes_of(result),
     }
 
 

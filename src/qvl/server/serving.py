@@ -16,7 +16,6 @@ from qvl.media import base64_codec
 from qvl.media.decode_threads import in_worker
 from qvl.media.gate import MEDIUM, SMALL
 from qvl.media.video import Video, paged
-from qvl.media.video_parts import as_taken
 from qvl.pipeline.call import RequestCall
 from qvl.pipeline.load_pictures import load_pictures
 from qvl.pipeline.parse_parts import is_picture, picture_field, picture_texts
@@ -42,6 +41,8 @@ OF_THE_PROMPT: Final = (
     "continue_final_message",
     "add_generation_prompt",
 )
+# Of these, what says how pictures and videos are shown is honoured here.
+OF_MEDIA: Final = ("mm_processor_kwargs", "media_io_kwargs")
 BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
@@ -184,7 +185,7 @@ async def chat_request(
             cast("JsonObject", params)[field] = fields.pop(field)
     fields = without_neutral(fields, passed_on=backend.capabilities.extra_body)
     # Of these the limits are honoured for every backend; what else they say is looked at when those are taken out.
-    refuse_extra(core, {name: value for name, value in fields.items() if name != "mm_processor_kwargs"})
+    refuse_extra(core, {name: value for name, value in fields.items() if name not in OF_MEDIA})
     without_neutral_params(params, backend.capabilities.fields)
     params["request_id"], params["extra"], params["adapter"] = exchange.request_id, fields, core.adapter_of(name)
     draft = draft_request(messages, **params)
@@ -196,7 +197,7 @@ async def chat_request(
     core.refuse_many_images(sum(not isinstance(shown, Video) for shown in paged(loaded)))
     request = draft.finished(loaded)
     refuse_extra(core, request.extra)
-    backend.refuse_unsupported(as_taken(request, videos=backend.capabilities.videos))
+    backend.refuse_unsupported(backend.capabilities.taken(request))
     policy = cache_policy(exchange, deterministic=request.sampling.deterministic)
     if exchange.traced is not None:
         exchange.traced.note_request(request, name)

@@ -93,6 +93,17 @@ def test_features_are_those_of_transformers_in_any_pieces(
             assert torch.allclose(features, expected, atol=1e-5)
 
 
+def test_the_cost_of_a_picture_is_the_work_that_its_windows_take(opened: Opener, folder: Path) -> None:
+    from qvl.media.gate import load
+
+    loaded = opened(folder)._loaded
+    assert loaded is not None
+    tower = loaded.engine.runner.tower
+    for size in ((224, 56), (196, 140)):
+        prepared = list(loaded.processor.prepare(ask(load(picture(0).rgb().resize(size)), "?")).pictures)
+        assert tower.cost(prepared[0]) == pytest.approx(sum(tower.pieces(prepared)), rel=1e-6)
+
+
 def test_its_boxes_are_pixels_of_the_picture_as_it_resizes_it(folder: Path) -> None:
     backend = LocalBackend(str(folder), device="cpu", dtype="float32")
     assert backend.peek_identity() is not None

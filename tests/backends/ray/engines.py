@@ -8,9 +8,11 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qvl.backends.base import Capabilities
 from qvl.errors import ConfigError
 from qvl.plugins.hookspecs import hookimpl
 from qvl.testing import EchoBackend
@@ -30,6 +32,19 @@ class Marked(EchoBackend):
             return
         async for chunk in super()._say(request):
             yield chunk
+
+
+class Watching(EchoBackend):
+    """One that takes videos, and answers with the number of their frames and the bytes of their files."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, videos=4)
+
+    async def _say(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        shown = sum(len(video.frames) for video in request.videos), sum(len(video.data) for video in request.videos)
+        yield Chunk(text=f"{shown[0]} frames, {shown[1]} bytes")
+        yield Chunk(finish_reason="stop", usage=Usage(1, 1))
 
 
 class Unopenable(EchoBackend):

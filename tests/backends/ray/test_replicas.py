@@ -16,11 +16,14 @@ from qvl import media
 from qvl.backends.local.backend import LocalBackend
 from qvl.chunks import fold
 from qvl.errors import BackendError, ConfigError, UnsupportedInputError
+from qvl.media.load_video import load_video
+from qvl.media.video_sampling import VideoSampling
 from qvl.testing import EchoBackend
 from qvl.testing.asking import ask, collect, square
 from qvl.tiny import render
+from qvl.types import ChatRequest, Message, VideoPart
 from tests.backends.lora_files import random_adapter
-from tests.backends.ray.engines import WHO, Broken, Marked, Unopenable
+from tests.backends.ray.engines import WHO, Broken, Marked, Unopenable, Watching
 from tests.server.test_dashboard import OF_RAY
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -75,6 +78,17 @@ def test_adapters_by_name_reach_every_replica(opened: Any, tmp_path: Path) -> No
     found = opened.loop.run_until_complete(answers(opened(**settings)))
     assert found == opened.loop.run_until_complete(alone())
     assert found[::2] != found[1::2]
+
+
+def test_a_replica_is_sent_the_frames_of_a_video_and_not_its_file(opened: Any, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="the films of the tests are made with it")
+    from tests.media.films import film
+
+    part = VideoPart(load_video(film(tmp_path / "clip.mp4"), sampling=VideoSampling(nframes=3)))
+    backend = opened(make=Watching)
+    answer = opened.loop.run_until_complete(backend.generate(ChatRequest((Message("user", (part,)),))))
+    assert answer.text == "3 frames, 0 bytes"
+    assert part.video.data
 
 
 def test_the_series_of_the_dashboard_exist(opened: Any) -> None:

@@ -32,6 +32,7 @@ from qvl.http.sse import readable, shorten
 from qvl.types import Chunk, FinishReason, PromptFacts, TokenLogprob, ToolCallDelta, Usage
 
 _IMAGE_TOKENS: Final = ("image_tokens", "vision_tokens", "multimodal_tokens")
+_NOTE: Final = 2000
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _decode: Final = json.JSONDecoder().decode
 
@@ -192,6 +193,7 @@ class AnswerReader:
         self._choices: dict[int, ChoiceReader] = {}
         self._last: Chunk | None = None
         self._prompt: PromptFacts | None = None
+        self._notes: tuple[str, ...] = ()
         self.usage = Usage()
         self.done = False
 
@@ -216,6 +218,7 @@ class AnswerReader:
         try:
             if usage := event.get("usage"):
                 self.usage = read_usage(usage)
+            self._notes += _notes(event.get("notes"))
             if event.get("prompt_token_ids") or event.get("prompt_logprobs"):
                 scores = tuple(map(_prompt_token, event.get("prompt_logprobs") or ()))
                 self._prompt = PromptFacts(tuple(event.get("prompt_token_ids") or ()), logprobs=scores)
@@ -250,7 +253,7 @@ class AnswerReader:
             if finished and self._last is not None:
                 raise broken(f"expected n={self._n} answers, got {finished}", self._where)
             raise cut_off("the stream broke off before the answer was complete", self._where)
-        return replace(self._last, usage=self.usage)
+        return replace(self._last, usage=self.usage, notes=self._notes)
 
     def _parse(self, payload: bytes) -> WireEvent:
         try:
@@ -343,6 +346,11 @@ def read_usage(usage: WireUsage) -> Usage:
         # SGLang has it beside the others.
         reasoning_tokens=int(said.get("reasoning_tokens") or usage.get("reasoning_tokens") or 0),
     )
+
+
+def _notes(told: object) -> tuple[str, ...]:
+    """Return what qvl-serve says that it did otherwise than asked."""
+    return tuple(note[:_NOTE] for note in told if isinstance(note, str)) if isinstance(told, list) else ()
 
 
 def _content(content: str | list[WirePart] | None) -> tuple[str, str]:

@@ -31,7 +31,6 @@ from qvl.errors import BackendResponseError, BackendUnavailableError, QvlError
 from qvl.evidence.coordinates import Coordinates, coordinates_named
 from qvl.log import logger
 from qvl.media.gate import hash_pictures
-from qvl.media.video_parts import as_taken
 from qvl.types import ChatRequest, Chunk, JsonObject, Timing
 
 log = logger("qvl.backends.openai")
@@ -210,7 +209,7 @@ class OpenAIBackend(Backend):
             self._running -= 1
 
     async def tokenize(self, prompt: ChatRequest | str, *, texts: bool = False) -> Tokens:
-        fields = await asyncio.to_thread(prompt_fields, prompt, self.model)
+        fields = await asyncio.to_thread(prompt_fields, prompt, self.model, self.capabilities)
         if texts:
             fields["return_token_strs"] = True
         answer = await self._fleet.ask("/tokenize", fields, timeout=self._timeouts.first_token)
@@ -331,7 +330,11 @@ class OpenAIBackend(Backend):
         joined_late = line.findings is None
         findings = await self._fleet.findings_of(line)
         # It may have been asked what it takes while the request waited for a place.
-        request = as_taken(request, videos=findings.capabilities.videos)
+        notes: tuple[str, ...] = ()
+        if why := findings.capabilities.why_pictures(request):
+            told = f"sent as pictures, each behind its time, since {line.endpoint.url} {why}"
+            notes = tuple(f"{video.source}: {told}" for video in request.videos)
+            request = findings.capabilities.taken(request)
         if joined_late:
             try:
                 self.refuse_unsupported(request)
@@ -360,7 +363,8 @@ class OpenAIBackend(Backend):
                     watch.read(chunk)
                 except BackendResponseError as exc:
                     raise Failed(exc, Repeat.NEVER, Impact.NONE) from None
-                yield chunk
+                yield replace(chunk, notes=notes + chunk.notes) if notes else chunk
+                notes = ()
 
     async def _next_round(self, attempts: Attempts, rounds: int, deadline: float) -> None:
         """Wait until an endpoint is available for another round, or raise one error for all of them."""

@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from qvl.backends.base import Capabilities
+from qvl.backends.base import FILES, Capabilities
 from qvl.backends.openai.endpoint import Endpoint
 from qvl.backends.openai.failures import Failed, Impact, Repeat
 from qvl.backends.openai.probe_videos import video_form
@@ -31,6 +31,9 @@ from qvl.types import PROMPT_FIELDS, Choice, JsonObject, PromptFacts, ResponseFo
 
 log: Final = logger("qvl.backends.openai")
 MANY_PICTURES: Final = 256
+# Of an endpoint that is sent files of videos, where its list of models does not tell: qvl-serve's own defaults.
+SOME_VIDEOS: Final = 8
+BODY_BYTES: Final = 64 << 20
 CANARY: Final = "zq7-Kestrel-41"
 AT_ONCE: Final = 8
 _REFUSALS: Final = (RequestError, UnknownNameError, BackendResponseError, DeviceMemoryError)
@@ -238,7 +241,9 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
     capabilities = Capabilities(
         images=MANY_PICTURES if seeing.result() else 0,
         # The times of frames are told once for a request.
-        videos={"file": MANY_PICTURES, "frames": 1, None: 0}[form],
+        videos={"file": _told(entry, "max_videos", SOME_VIDEOS), "frames": 1, None: 0}[form],
+        video_form=form or "",
+        body_bytes=_told(entry, "max_body_bytes", BODY_BYTES) if form == FILES else None,
         max_context=_max_context(entry),
         sampling=frozenset(sampling),
         response_formats=frozenset(have & {feature.name for feature in FORMATS}),
@@ -254,10 +259,15 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
 def common(findings: list[Findings]) -> Capabilities:
     """Return the capabilities that all of several endpoints have."""
     every = [one.capabilities for one in findings]
+    forms = {have.video_form for have in every}
+    bodies = [have.body_bytes for have in every if have.body_bytes is not None]
     contexts = [have.max_context for have in every if have.max_context is not None]
     return Capabilities(
         images=min(have.images for have in every),
-        videos=min(have.videos for have in every),
+        # One cache keeps the answers of all, so all are sent videos in one form.
+        videos=min(have.videos for have in every) if len(forms) == 1 else 0,
+        video_form=forms.pop() if len(forms) == 1 else "",
+        body_bytes=min(bodies, default=None),
         max_context=min(contexts, default=None),
         sampling=frozenset.intersection(*(have.sampling for have in every)),
         response_formats=frozenset.intersection(*(have.response_formats for have in every)),
@@ -293,6 +303,12 @@ async def _list_models(endpoint: Endpoint) -> list[ListedModel]:
 def _max_context(entry: Mapping[str, object]) -> int | None:
     names = ("max_model_len", "context_length", "max_context_length", "context_window")
     return next((value for name in names if isinstance(value := entry.get(name), int) and value > 0), None)
+
+
+def _told(entry: Mapping[str, object], name: str, otherwise: int) -> int:
+    """Return a limit of qvl-serve's own, of its list of models."""
+    value = entry.get(name)
+    return value if isinstance(value, int) and value >= 0 else otherwise
 
 
 class _Asker:

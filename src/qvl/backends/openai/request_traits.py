@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from qvl.backends.base import Capabilities
 from qvl.backends.openai.wire import Dialect, request_body
+from qvl.backends.openai.wire_videos import form_named
 from qvl.media.base64_codec import FAST
 from qvl.media.gate import MEDIUM, SMALL
-from qvl.media.video_parts import as_timed_pictures
 from qvl.types import ChatRequest, JsonObject
 
 # The fields of a request that shape its prompt.
 _OF_A_PROMPT: Final = frozenset(
-    {"model", "messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"}
+    {
+        *("model", "messages", "tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"),
+        "media_io_kwargs",
+    }
 )
 PATCH: Final = 32
 TEXT_PER_TOKEN: Final = 4
@@ -43,9 +47,10 @@ def picture_tokens(request: ChatRequest) -> float:
     return 1.0 + characters / TEXT_PER_TOKEN + pixels / (PATCH * PATCH)
 
 
-def prompt_fields(prompt: ChatRequest | str, model: str) -> JsonObject:
-    """Return the fields of a request to `/tokenize`; encodes pictures, so it is for a thread."""
+def prompt_fields(prompt: ChatRequest | str, model: str, have: Capabilities) -> JsonObject:
+    """Return the fields of a request to `/tokenize`, its videos as they are sent; encodes, so it is for a thread."""
     if isinstance(prompt, str):
         return {"model": model, "prompt": prompt}
-    fields = json.loads(b"".join(request_body(as_timed_pictures(prompt), model, Dialect())))
+    form = form_named(have.video_form)
+    fields = json.loads(b"".join(request_body(have.taken(prompt), model, Dialect(videos=form))))
     return {name: value for name, value in fields.items() if name in _OF_A_PROMPT}

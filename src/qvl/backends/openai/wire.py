@@ -118,6 +118,7 @@ class WireEvent(TypedDict, total=False):
     usage: WireUsage | None
     prompt_token_ids: list[int] | None
     prompt_logprobs: list[dict[str, WirePromptLogprob] | None] | None
+    notes: object
     error: object
 
 
@@ -186,8 +187,8 @@ def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict
     form, tools = format_fields(request.response_format), _tools(request)
     sampling = dict(_sampling(request.sampling, dialect))
     prompt = request.prompt_fields() | ({"priority": request.priority} if request.priority else {})
-    media = request_fields(request.videos, dialect.videos)
-    return {**fields, **sampling, **form, **tools, **prompt, **media, **request.extra}
+    media = request_fields(request.videos, dialect.videos, request.extra)
+    return {**fields, **sampling, **form, **tools, **prompt, **request.extra, **media}
 
 
 def _sampling(params: SamplingParams, dialect: Dialect) -> Iterator[tuple[str, object]]:

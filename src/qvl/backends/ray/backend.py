@@ -23,6 +23,7 @@ from qvl.backends.resume import Continuation, Diverged
 from qvl.errors import BackendError, BackendUnavailableError, ConfigError, EngineDeadError, QvlError
 from qvl.log import logger
 from qvl.media.gate import hash_pictures
+from qvl.media.video_parts import without_files
 from qvl.types import ChatRequest, Chunk, JsonObject
 
 if TYPE_CHECKING:
@@ -247,7 +248,8 @@ class RayBackend(Backend):
             if request.pictures:
                 # Encoding is slow where the bytes are not those of the source, and would hold up every other stream.
                 await asyncio.to_thread(lambda: [picture.data for picture in request.pictures])
-            async with aclosing(self._answer(deployment, self._repeatable(request))) as chunks:
+            sent = without_files(self._repeatable(request))
+            async with aclosing(self._answer(deployment, sent)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except QvlError:

@@ -163,8 +163,6 @@ class VllmBackend(Backend):
         facts: JsonObject = {"backend": self.name, "model": self.model, "revision": self._revision}
         if adapter := self._adapters.digests().get(""):
             facts["adapter"] = adapter
-        if (videos := self.capabilities.videos) != DEFAULT_VIDEOS:
-            facts["videos"] = videos
         return facts | dict(self._loaded.facts) if self._loaded else facts
 
     def adapters(self) -> Mapping[str, str]:

@@ -21,6 +21,7 @@ from qvl.server.openai_format import (
     answer_head,
     finish_word,
     message_of,
+    notes_of,
     prompt_scores,
     read_logprobs,
     tool_delta,
@@ -157,6 +158,7 @@ def _completion(result: Result, served: ServedRequest, body: ChatCompletionReque
         ],
         "usage": usage_of(result.usage),
         "service_tier": "default",
+        **notes_of(result),
     }
     for written, choice in zip(whole["choices"], result.choices, strict=True):
         if body.return_token_ids:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from qvl.errors import RequestError
 from qvl.server.answers import Completion, CompletionChunk, TextChoice, TextLogprobs, TextPiece, data_event
-from qvl.server.openai_format import StreamUsage, answer_head, finish_word, prompt_scores, usage_of
+from qvl.server.openai_format import StreamUsage, answer_head, finish_word, notes_of, prompt_scores, usage_of
 from qvl.server.schemas import CompletionRequest
 from qvl.server.serving import chat_request, name_request, stream, stream_together, validated
 from qvl.types import Choice, Chunk, PromptFacts, Result, TokenLogprob, Usage
@@ -114,6 +114,7 @@ def _completion(results: Sequence[Result], served: Sequence[ServedRequest], body
         "object": "text_completion",
         "choices": [_choice(index, choice, result.prompt, body) for index, (choice, result) in enumerate(choices)],
         "usage": usage_of(usage),
+        **notes_of(*results),
     }
 
 
@@ -189,7 +190,8 @@ class CompletionWriter:
 
     def close_all(self, results: Sequence[Result]) -> bytes:
         """Return the usage of all prompts together, if requested, and `[DONE]`."""
-        return self.close(replace(results[0], usage=Usage.sum(result.usage for result in results)))
+        notes = tuple(notes_of(*results).get("notes", ()))
+        return self.close(replace(results[0], usage=Usage.sum(result.usage for result in results), notes=notes))
 
     def write(self, chunk: Chunk) -> bytes:
         """Return the event of one chunk; b"" if it has nothing that this API can represent."""

@@ -24,6 +24,7 @@ from qvl.server.messages_answers import (
 )
 from qvl.server.messages_input import Conversation
 from qvl.server.messages_schemas import CountTokensRequest, MessagesRequest
+from qvl.server.openai_format import notes_of
 from qvl.server.serving import chat_request, read_request, stream, validated
 from qvl.server.signing import signature_of
 from qvl.types import Choice, Chunk, JsonObject, Result, ToolCallDelta, Usage
@@ -198,7 +199,13 @@ class MessageForm:
             content.append({"type": "text", "text": choice.text})
         for call in choice.tool_calls:
             content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)})
-        return {**self.head(), "content": content, **stop_of(result), "usage": usage_of(result.usage)}
+        return {
+            **self.head(),
+            "content": content,
+            **stop_of(result),
+            "usage": usage_of(result.usage),
+            **notes_of(result),
+        }
 
 
 def stop_of(result: Result) -> StopDelta:
@@ -259,7 +266,7 @@ class MessageWriter:
     def close(self, result: Result) -> bytes:
         """Return the events that end the message."""
         events = self.write(Chunk()) + b"".join(map(self._piece, self._turns.rest())) + self._stop()
-        events += self._event("message_delta", delta=stop_of(result), usage=usage_of(result.usage))
+        events += self._event("message_delta", delta=stop_of(result), usage=usage_of(result.usage), **notes_of(result))
         return events + self._event("message_stop")
 
     def _event(self, kind: str, **fields: Unpack[MessageEvent]) -> bytes:

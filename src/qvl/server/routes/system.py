@@ -70,6 +70,9 @@ def _model(core: ServerCore, name: str) -> Model:
         capabilities = backend.capabilities
         model["max_model_len"] = capabilities.max_context
         model["max_images"] = core.max_images
+        if core.settings.media.max_videos is not None:
+            model["max_videos"] = core.settings.media.max_videos
+        model["max_body_bytes"] = core.settings.max_body_bytes
         model["capabilities"] = {
             "vision": core.max_images > 0,
             "tools": capabilities.tools,

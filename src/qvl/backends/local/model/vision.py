@@ -105,7 +105,11 @@ class VisionTower:
         embed = self._embed_frames if picture.video else self._embed
         linear = embed.size + sum(block.qkv.size + block.rest for block in self._blocks)
         merging = sum(merger.size for merger in (self._merger, *self._deep.values())) // self._rules.merge_size**2
-        return patches * (linear + merging + len(self._blocks) * 2 * patches * self._width)
+        return patches * (linear + merging) + 2 * self._width * self._pairs(picture)
+
+    def _pairs(self, picture: PreparedPicture) -> int:
+        """Return how many pairs of a picture's patches attend to each other, in all blocks together."""
+        return len(self._blocks) * (picture.grid[0] * picture.grid[1]) ** 2
 
     def encode(self, pictures: list[PreparedPicture]) -> list[Tensor]:
         """Return the features of each picture: [1 + deepstack layers, num_tokens, hidden], the merged ones first."""

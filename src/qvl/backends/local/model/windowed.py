@@ -125,6 +125,11 @@ class WindowedTower(VisionTower):
         square = self._rules.merge_size**2
         return list(accumulate(square * size for picture in pictures for size in self._sizes(picture)))
 
+    def _pairs(self, picture: PreparedPicture) -> int:
+        whole = sum(block in self._whole for block in range(len(self._blocks)))
+        within = sum((size * self._rules.merge_size**2) ** 2 for size in self._sizes(picture))
+        return whole * (picture.grid[0] * picture.grid[1]) ** 2 + (len(self._blocks) - whole) * within
+
     def _squares(self, picture: PreparedPicture) -> tuple[int, int]:
         rows, columns = picture.grid
         return rows // self._rules.merge_size, columns // self._rules.merge_size
