@@ -9,7 +9,6 @@ from tokenizers import Tokenizer
 
 from qvl import Pipeline
 from qvl.parity import Case
-from qvl.parity.diagnose import Diagnosis
 from qvl.tiny import WEIGHTS
 from tests.backends.lora_files import random_adapter
 from tests.parity import checkpoints
@@ -62,22 +61,6 @@ def test_an_adapter_that_the_endpoint_lacks_is_likely(cases: list[Case], tmp_pat
         report = against(adapted, texts, at(name))
     assert report.layer == "log-probabilities"
     assert names(report)[0] == ("adapter", "log-probabilities", False)
-
-
-def test_what_both_sides_tell_alike_is_not_guessed(local: Pipeline) -> None:
-    """In bfloat16 the company in a batch changes numbers, on some processors; the dtype of both is the same."""
-    identity = local.pipeline.backend.identity()
-    found = Diagnosis((identity, identity))
-    found._seen["numbers"] = 1
-    found._evidence["numbers"] = ("", None)
-    found._deviations.append(0.03)
-    (cause,) = found.causes()
-    assert (cause.name, cause.certain) == ("kernels", False)
-    revised = {**identity, "weights": "other", "revision": "v2"}
-    found = Diagnosis((identity, revised), found._seen, found._evidence, found._deviations)
-    (cause,) = found.causes()
-    assert (cause.name, cause.certain) == ("weights", True)
-    assert "revisions None and v2" in cause.evidence
 
 
 @pytest.mark.slow

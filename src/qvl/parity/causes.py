@@ -70,7 +70,7 @@ _KNOWN: Final = MappingProxyType(
             "use one revision of tokenizer.json and its added tokens on both sides",
         ),
         "prompt": (
-            "another template or tokenizer; only the counts are told",
+            "another template or tokenizer",
             "prompt",
             "compare chat template and tokenizer files; a server with /tokenize or return_token_ids shows which",
         ),

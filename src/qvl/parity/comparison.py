@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Final
 from qvl.errors import ConfigError, QvlError
 from qvl.parity.budgets import Budgets
 from qvl.parity.case import check_ids, digest
-from qvl.parity.causes import Cause, cause
 from qvl.parity.diagnose import Diagnosis
-from qvl.parity.differences import INPUT_LAYERS, LAYERS, TOLERANCE, differ
-from qvl.parity.probes import Answers, probe_pictures, probe_repeats
+from qvl.parity.differences import LAYERS, TOLERANCE, differ
+from qvl.parity.probing import Probing
 from qvl.parity.record_file import RecordFile
 from qvl.parity.report import ParityReport, SelfCheck, WorstCase, kl_of, medians
 from qvl.parity.sides import LiveSide, ParitySide, RecordedSide, SideLike
@@ -29,10 +28,10 @@ from qvl.types import canonical_json
 if TYPE_CHECKING:
     from qvl.media.picture import Picture
     from qvl.parity.case import Case
+    from qvl.parity.causes import Cause
     from qvl.types import JsonMapping, JsonObject
 
 SELF_CHECKED: Final = 32
-PROBED: Final = 4
 # An unfinished run that is older is not gone on with: what answers may have been changed since.
 STALE_SECONDS: Final = 24 * 3600.0
 NO_REQUEST: Final[JsonObject] = {}
@@ -79,7 +78,7 @@ async def acompare(
         b: a pipeline or the name of a model.
         budgets: what the report judges; without them it only tells.
         self_check: ask `a` twice first; the difference is the noise within which two sides are the same.
-        probe: ask `b` again, alone and in a batch, where cases part, and show it pictures as they are stored.
+        probe: ask the sides again, alone and in a batch, where cases part, and show them pictures as they are stored.
         request: parameters of every request, as of `ask`; temperature is 0 unless it is named.
         work: a folder that keeps what was answered, so that an interrupted run goes on; None keeps nothing.
         advance: called for each answer, of both sides.
@@ -124,7 +123,15 @@ async def acompare(
                     await asyncio.to_thread(diagnosis.add, case, one, seen_a, seen_b)
             causes = diagnosis.causes()
             if probe:
-                causes = await _probed(live_b, cases, tally, causes, tolerance, (record_a.get, record_b.get))
+                told = (record_a.get, record_b.get)
+                probing = Probing(cases, tally, diagnosis, tolerance)
+                await probing.ask("B", live_b, told)
+                if not isinstance(a, RecordFile) and probing.wanted(live_a):
+                    # One model at a time is loaded, of those that are made here.
+                    await live_b.aclose()
+                    async with _opened(a, request) as live_a:
+                        await probing.ask("A", live_a, told[::-1])
+                causes = probing.causes()
             by_id = {case.id: case for case in cases}
             worst = []
             for one in tally.worst():
@@ -238,36 +245,6 @@ def _noise(checked: SelfCheck | None) -> str:
     if checked is None or checked.same + checked.ties >= checked.cases:
         return ""
     return f"A disagrees with itself in {checked.cases - checked.same} of {checked.cases} cases"
-
-
-async def _probed(
-    side: LiveSide,
-    cases: Sequence[Case],
-    tally: ParityTally,
-    causes: list[Cause],
-    tolerance: float,
-    answered: tuple[Answers, Answers],
-) -> list[Cause]:
-    """Return the causes with what the probes of `side` add; those that they explain better are left out."""
-    parting = [case for case in cases if tally.parting.get(case.id) not in (None, "answered", *INPUT_LAYERS)]
-    found = await probe_repeats(side, parting[:PROBED], tolerance, answered) if parting else []
-    if any(one.certain and one.layer == "log-probabilities" for one in causes):
-        # What is known to be other numbers depends on the batch more, too, without that being what parts the sides.
-        found = [one for one in found if one.certain]
-    if found:
-        # It is known better than that.
-        causes = [one for one in causes if one.name != "kernels"]
-    names = {one.name for one in found if one.certain}
-    if "sampling" in {one.name for one in causes} and parting and "sampling" not in names:
-        # It writes tokens that are not the likeliest, but the same ones each time.
-        causes = [cause("penalty", one.evidence, one.cases) if one.name == "sampling" else one for one in causes]
-    if names:
-        # A side that disagrees with itself has other numbers whatever its weights.
-        causes = [one for one in causes if one.certain and one.name not in names]
-    pictures = await probe_pictures(side, tolerance) if any(case.pictures for case in cases) else []
-    known = {one.name for one in causes}
-    whole = [*causes, *found, *(one for one in pictures if one.name not in known)]
-    return sorted(whole, key=lambda one: (not one.certain, LAYERS.index(one.layer), -one.cases))
 
 
 def _report(

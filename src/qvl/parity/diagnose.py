@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from qvl.media.smart_resize import smart_resize
 from qvl.parity.causes import Cause, cause
-from qvl.parity.differences import LAYERS, Difference, Layer
+from qvl.parity.differences import LAYERS, Difference, Layer, template_detail
 from qvl.parity.variants import variants
 
 if TYPE_CHECKING:
@@ -30,6 +31,21 @@ FACTS: Final = ("adapter", "quantisation", "weights", "dtype")
 NOT_GREEDY: Final = 0.02
 _PATCHES: Final = (14, 16)
 _MERGE: Final = 2
+_SYSTEM: Final = re.compile(r"<\|im_start\|>\s*system\s(.*?)<\|im_end\|>\s*", re.DOTALL)
+_SYSTEM_SHOWN: Final = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What first spoke for a cause: in words, at another layer than the cause's own, and whether for no other cause.
+
+    `side` is the side, "A" or "B", whose answer alone shows it.
+    """
+
+    told: str
+    layer: Layer | None = None
+    certain: bool = True
+    side: str = ""
 
 
 @dataclass(slots=True)
@@ -42,9 +58,8 @@ class Diagnosis:
 
     identities: tuple[JsonMapping, JsonMapping]
     _seen: Counter[str] = field(default_factory=Counter)
-    _evidence: dict[str, tuple[str, Layer | None]] = field(default_factory=dict)
+    _evidence: dict[str, Evidence] = field(default_factory=dict)
     _deviations: list[float] = field(default_factory=list)
-    _changed: int = 0
 
     def add(self, case: Case, one: Difference, a: Observation, b: Observation) -> None:
         """Take in a compared case. Blocking: a picture that differs is read again."""
@@ -56,13 +71,15 @@ class Diagnosis:
             case "template":
                 self._template(a, b, one.detail)
             case "prompt":
-                self._note("tokenizer" if a.prompt_ids and b.prompt_ids else "prompt", one.detail)
+                self._prompt(a, b, one.detail)
             case "log-probabilities" | "decisions" | "text" | "fields":
                 self._numbers(one, a, b)
 
-    def _note(self, name: str, evidence: str, layer: Layer | None = None) -> None:
+    def _note(self, name: str, told: str, layer: Layer | None = None, *, certain: bool = True, side: str = "") -> None:
         self._seen[name] += 1
-        self._evidence.setdefault(name, (evidence, layer))
+        known = self._evidence.setdefault(name, Evidence(told, layer, certain, side))
+        if certain and not known.certain:
+            self._evidence[name] = Evidence(told, layer, certain, side)
 
     def _pixels(self, case: Case, a: Observation, b: Observation, detail: str) -> None:
         for place, source in enumerate(case.pictures):
@@ -114,8 +131,22 @@ class Diagnosis:
         return fitting[0] if len(fitting) == 1 else None
 
     def _template(self, a: Observation, b: Observation, detail: str) -> None:
-        system = ["<|im_start|>system" in (one.template or "") for one in (a, b)]
-        self._note("system" if system[0] != system[1] else "template", detail)
+        (system_a, rest_a), (system_b, rest_b) = (_without_system(one.template or "") for one in (a, b))
+        if system_a != system_b:
+            self._note("system", f"A has {_quoted(system_a)}, B {_quoted(system_b)}")
+        if rest_a != rest_b:
+            self._note("template", template_detail(rest_a, rest_b) if system_a != system_b else detail)
+        elif system_a == system_b:
+            self._note("template", detail)
+
+    def _prompt(self, a: Observation, b: Observation, detail: str) -> None:
+        if a.prompt_ids and b.prompt_ids and a.template is not None and b.template is not None:
+            self._note("tokenizer", detail)
+            return
+        # Without the text of both, the ids do not tell a template from a tokenizer; without the pictures' tokens, the
+        # count may be theirs.
+        pictures = None in (a.picture_tokens, b.picture_tokens) and bool(a.sizes or b.sizes)
+        self._note("prompt", detail, certain=not pictures)
 
     def _numbers(self, one: Difference, a: Observation, b: Observation) -> None:
         for name, side in (("B", b), ("A", a)):
@@ -126,17 +157,21 @@ class Diagnosis:
                     "sampling",
                     f"{name} writes {token.token!r} as token {place} of {one.case}, though "
                     f"{max(token.top, key=lambda t: token.top[t])!r} is likelier",
+                    # Until it is asked twice, it may be a penalty.
+                    certain=False,
+                    side=name,
                 )
                 return
-        if one.layer == "text" and a.steps and b.steps and one.parting is not None and "(end)" in one.parting.tokens:
-            name = "length" if "length" in (a.finish_reason, b.finish_reason) else "stop"
-            ends = [f"{side.finish_reason} after {len(side.steps)} tokens" for side in (a, b)]
-            self._note(name, f"{one.case}: {ends[0]}, {ends[1]}")
+        shorter = _shorter(one, a, b) if one.layer == "text" else None
+        if shorter is not None:
+            # That the longer one met a limit says nothing of why the shorter one ended.
+            name = "length" if shorter.finish_reason == "length" else "stop"
+            ends = [f"{side.finish_reason or 'ended'} after {_length(side)}" for side in (a, b)]
+            self._note(name, f"{one.case}: {ends[0]}, {ends[1]}", certain=shorter.finish_reason in ("length", "stop"))
             return
         if one.near_tie:
             self._note("near-ties", one.detail)
             return
-        self._changed += one.layers.get("text") is False or not all(one.choices.values())
         if one.deviation is not None:
             self._deviations.append(one.deviation)
         else:
@@ -147,12 +182,16 @@ class Diagnosis:
         """Return what was recognised, by layer and number of cases."""
         found = []
         for name, count in self._seen.items():
-            evidence, layer = self._evidence[name]
+            known = self._evidence[name]
             if name != "numbers":
-                found.append(cause(name, evidence, count, layer=layer))
+                found.append(cause(name, known.told, count, certain=known.certain, layer=known.layer))
         if self._seen["numbers"]:
             found.append(self._of_numbers(self._seen["numbers"]))
         return sorted(found, key=lambda one: (LAYERS.index(one.layer), -one.cases))
+
+    def samples(self, side: str) -> bool:
+        """Return whether the evidence for "sampling" is an answer of `side`, "A" or "B"."""
+        return "sampling" in self._evidence and self._evidence["sampling"].side == side
 
     def _of_numbers(self, cases: int) -> Cause:
         """Return the cause of other numbers from equal prompts: as the sides tell, else by how far they lie apart."""
@@ -183,6 +222,32 @@ class Diagnosis:
     def _told_apart(self, name: str) -> bool:
         a, b = (identity.get(name, ...) for identity in self.identities)
         return a is not ... and b is not ... and a != b
+
+
+def _without_system(template: str) -> tuple[str | None, str]:
+    """Return (the text of a prompt's first system message, the prompt without that message)."""
+    found = _SYSTEM.search(template)
+    if found is None:
+        return None, template
+    return found[1].strip(), template[: found.start()] + template[found.end() :]
+
+
+def _quoted(system: str | None) -> str:
+    return "no system message" if system is None else f"the system message {system[:_SYSTEM_SHOWN]!r}"
+
+
+def _shorter(one: Difference, a: Observation, b: Observation) -> Observation | None:
+    """Return the answer that ends where the other goes on; None where they part otherwise."""
+    if one.parting is not None:
+        return None if "(end)" not in one.parting.tokens else a if one.parting.tokens[0] == "(end)" else b
+    # A side may tell no tokens.
+    if a.fields is None and b.fields is None and a.text != b.text:
+        return a if b.text.startswith(a.text) else b if a.text.startswith(b.text) else None
+    return None
+
+
+def _length(one: Observation) -> str:
+    return f"{len(one.steps) or one.completion_tokens} tokens"
 
 
 def _patch_size(identity: JsonMapping) -> int | None:

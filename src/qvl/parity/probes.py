@@ -28,21 +28,21 @@ _ASKED: Final = "What brand is printed in this picture?"
 
 
 async def probe_repeats(
-    side: LiveSide, cases: Sequence[Case], tolerance: float, answered: tuple[Answers, Answers] | None = None
+    name: str, side: LiveSide, cases: Sequence[Case], tolerance: float, answered: tuple[Answers, Answers] | None = None
 ) -> list[Cause]:
-    """Return what a side that disagrees with itself suffers from; asks `cases` alone, again, and at once.
+    """Return what the side `name` suffers from if it disagrees with itself; asks `cases` alone, again, and at once.
 
-    A side is asked three times alone (twice with the same prefix) and once in a batch of BATCH. `answered` are the
+    Each is asked three times alone (twice with the same prefix) and once in a batch of BATCH. `answered` are the
     other side's answers, and its own from before, by case: where its own was another than all of these, prefixes of
     others made the difference; where it answers alone as the other side does, what it depends on is all there is.
     """
     salted = "cache_salt" in side.backend.capabilities.fields
 
-    def named(name: str, how: str, first: Observation, parted: Difference) -> None:
+    def named(known: str, how: str, first: Observation, parted: Difference, *, sure: bool = False) -> None:
         answers = not all(parted.layers.get(layer, True) for layer in ("text", "fields", "decisions"))
         explained = answered is not None and not _parts(differ(answered[0](first.case), first, tolerance))
-        evidence = f"{first.case}, {how}: {parted.detail}"
-        found.setdefault(name, cause(name, evidence, 1, certain=answers or explained))
+        evidence = f"{name}, {first.case}, {how}: {parted.detail}"
+        found.setdefault(known, cause(known, evidence, 1, certain=sure or answers or explained))
 
     def salt() -> str:
         return secrets.token_hex(8) if salted else ""
@@ -56,9 +56,9 @@ async def probe_repeats(
         cached = await side.observe(case, salt=mine)
         alone.append(first)
         if _parts(parted := differ(first, again, tolerance)):
-            place = not_greedy(first)
-            name = "sampling" if place is not None or not_greedy(again) is not None or _same_start(parted) else "batch"
-            named(name, "asked alone twice", first, parted)
+            sampled = any(not_greedy(one) is not None for one in (first, again))
+            known = "sampling" if sampled or _same_start(parted) else "batch"
+            named(known, "asked alone twice", first, parted, sure=sampled)
         elif salted and _parts(parted := differ(first, cached, tolerance)):
             named("prefix-cache", "its prefix cached", first, parted)
     many = [cases[number % len(cases)] for number in range(BATCH)]
@@ -77,7 +77,8 @@ async def probe_repeats(
 
 
 def _parts(one: Difference) -> bool:
-    return one.layer is not None and not one.near_tie
+    # An answer that failed says nothing of others.
+    return one.layer not in (None, "answered") and not one.near_tie
 
 
 def _same_start(one: Difference) -> bool:
@@ -85,8 +86,8 @@ def _same_start(one: Difference) -> bool:
     return one.layers.get("log-probabilities", False)
 
 
-async def probe_pictures(side: LiveSide, tolerance: float) -> list[Cause]:
-    """Return how a side misreads pictures that qvl did not make upright and opaque before.
+async def probe_pictures(name: str, side: LiveSide, tolerance: float) -> list[Cause]:
+    """Return how the side `name` misreads pictures that qvl did not make upright and opaque before.
 
     It is shown one picture as a camera or a designer stores it, and as each way of reading would have it; the answers'
     first tokens tell which of them it took. Sides that are given pixels read nothing themselves.
@@ -94,7 +95,7 @@ async def probe_pictures(side: LiveSide, tolerance: float) -> list[Cause]:
     if side.backend.wants_pixels:
         return []
     found = []
-    for name, picture in (("exif", turned_picture()), ("alpha", transparent_picture())):
+    for known, picture in (("exif", turned_picture()), ("alpha", transparent_picture())):
         seen, right = await _shown(side, picture.stored), await _shown(side, picture.right)
         if seen.error or right.error or _same(seen, right, tolerance):
             continue
@@ -102,9 +103,9 @@ async def probe_pictures(side: LiveSide, tolerance: float) -> list[Cause]:
         for how, reading in picture.wrong.items():
             if _same(seen, await _shown(side, reading), tolerance):
                 told = how
-        evidence = f"a picture sent to it as it is stored is answered as if it were read {told}"
+        evidence = f"a picture sent to {name} as it is stored is answered as if it were read {told}"
         certain = told in picture.wrong
-        found.append(cause(name, f"{evidence}; qvl's own requests are not affected", certain=certain))
+        found.append(cause(known, f"{evidence}; qvl's own requests are not affected", certain=certain))
     return found
 
 
