@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, Unpack
 
 from qvl.errors import ConfigError, MediaError
 from qvl.pipeline import table_forms as forms
+from qvl.pipeline.check_names import check_names_of_map
 from qvl.pipeline.parse_request import MapParams
 from qvl.pipeline.result_table import Column, ResultTable
 from qvl.suggest import nearest
@@ -48,7 +49,8 @@ def analyze_frame(
         params: of `Pipeline.map`: `progress`, `concurrency`, `evidence`, `engine` and so on.
 
     Raises:
-        ConfigError: another kind of frame or pipeline, or no such column, or several of that name.
+        ConfigError: another kind of frame or pipeline, no such column, or several of that name, or a parameter that
+            `map` does not have.
     """
     from qvl.pipeline.sync_pipeline import Pipeline
 
@@ -56,6 +58,8 @@ def analyze_frame(
     if pipeline is not None and not isinstance(pipeline, Pipeline):
         what = f"analyze_frame cannot use a {type(pipeline).__name__}"
         raise ConfigError(what, hint="a Pipeline, which works where a loop is running too", param="pipeline")
+    names = MapParams.__annotations__
+    check_names_of_map(params, names, question=question is not None, locate=locate is not None, verb="analyze_frame")
     table, cells = ResultTable(sources=False), _Cells(rows)
     wanted = {"question": question, "schema": schema, "locate": locate, "points": points, **params}
     with Pipeline() if pipeline is None else nullcontext(pipeline) as pipe:

@@ -6,8 +6,9 @@ signatures for programs without an event loop.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
+from functools import partial
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Unpack, cast, overload
@@ -23,12 +24,21 @@ from qvl.caches.policy import CacheMode
 from qvl.errors import ConfigError
 from qvl.pipeline.cache_store import Store
 from qvl.pipeline.call import Call, ChatCall
+from qvl.pipeline.check_names import check_names, check_names_of_map
 from qvl.pipeline.executor import Executor
 from qvl.pipeline.make_parts import make_backend, make_cache
 from qvl.pipeline.map_in_order import Answered, MapItem, map_in_order, unwrapped
 from qvl.pipeline.map_results import AsyncMapResults
 from qvl.pipeline.parse_message import MessageLike
-from qvl.pipeline.parse_request import AnalyzeParams, MapParams, RequestParams, listed, question_messages
+from qvl.pipeline.parse_request import (
+    OF_REQUEST,
+    SAMPLING_NAMES,
+    AnalyzeParams,
+    MapParams,
+    RequestParams,
+    listed,
+    question_messages,
+)
 from qvl.pipeline.table_forms import is_table
 from qvl.plugins.host import PluginHost
 from qvl.types import Chunk, Result
@@ -58,6 +68,8 @@ TINY_NOTICE: Final = (
 ENGINE_DEFAULTS: Final[MapParams] = {"language": None, "keep_pictures": False, "cache": None}
 # Parameters that a question or the targets of `map` do without.
 _OF_ANALYSES: Final = frozenset({"language", "cache", "system"})
+_OF_MAP: Final = frozenset({"concurrency", "progress", "keep_pictures", "engine", "replicas", "ray_address"})
+_ANY_PICTURE: Final = "picture.png"
 
 
 class AsyncPipeline:
@@ -224,13 +236,13 @@ class AsyncPipeline:
         self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Unpack[RequestParams]
     ) -> Result:
         """Return the answer to a conversation of Messages, or dictionaries in OpenAI's form; parameters as in `ask`."""
-        return await self.executor.execute(ChatCall(messages, cache, params))
+        return await self.executor.execute(self.chat_call(messages, cache, params))
 
     async def stream_chat(
         self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Unpack[RequestParams]
     ) -> AsyncGenerator[Chunk, None]:
         """Yield the answer of `chat` piece by piece. Closing the generator aborts the work."""
-        async with aclosing(self.executor.stream(ChatCall(messages, cache, params))) as chunks:
+        async with aclosing(self.executor.stream(self.chat_call(messages, cache, params))) as chunks:
             async for chunk in chunks:
                 if isinstance(chunk, Chunk):
                     yield chunk
@@ -280,10 +292,16 @@ class AsyncPipeline:
 
         return await analyze(self.executor, self.analyze_call(pictures, schema, params))
 
+    def chat_call(self, messages: Sequence[MessageLike], cache: CacheMode | None, params: RequestParams) -> ChatCall:
+        """Return the Call of `chat`, its arguments parsed and validated."""
+        check_names("", params, RequestParams.__annotations__, "system", "cache")
+        return ChatCall(messages, cache, params)
+
     def analyze_call(self, pictures: Pictures, schema: SchemaLike | None, params: AnalyzeParams) -> AnalyzeCall:
         """Return the Call of `analyze_result`, its arguments parsed and validated."""
         from qvl.pipeline.analyze_call import AnalyzeCall
 
+        check_names("analyze", params, OF_REQUEST | SAMPLING_NAMES, "schema")
         return AnalyzeCall(
             listed(pictures),
             schema=ProductAnalysis if schema is None else schema,
@@ -377,6 +395,7 @@ class AsyncPipeline:
         """
         from qvl.pipeline.read_pages import read_pages_of
 
+        check_names("read", params, RequestParams.__annotations__, "form", "concurrency", "cache")
         most = concurrency or self.concurrency
         async with aclosing(read_pages_of(self.executor, document, form, most, cache, params)) as pages:
             async for page in pages:
@@ -408,7 +427,8 @@ class AsyncPipeline:
     ) -> AsyncMapResults[object]:
         """Yield an item per picture in input order: analyzed, asked `question`, or with what `locate` names located.
 
-        An item that fails has its `error`; the others continue. Earlier answers come from the cache, so an
+        An item that fails has its `error`; the others continue. What is wrong with the request of every picture is
+        raised at once (ConfigError). Earlier answers come from the cache, so an
         interrupted run can be resumed. `progress` shows a progress bar. Results drop their pictures to save memory,
         unless `keep_pictures`.
 
@@ -419,21 +439,8 @@ class AsyncPipeline:
         What is returned is also a table, when read to its end: `.to_pandas()`, `.to_polars()`, `.to_dataset()`,
         `.to_parquet(path)` (the extra `data`) and `.to_csv(path)`.
         """
-        return AsyncMapResults(self._mapped(sources, question, schema, locate, points, params))
-
-    async def _mapped(
-        self,
-        sources: Sources,
-        question: str | None,
-        schema: SchemaLike | None,
-        locate: str | Sequence[str] | None,
-        points: bool,
-        params: MapParams,
-    ) -> AsyncGenerator[MapItem[object], None]:
-        concurrency, progress = params.pop("concurrency", None), params.pop("progress", False)
-        engine, replicas = params.pop("engine", None), params.pop("replicas", None)
-        ray_address = params.pop("ray_address", None)
-        if concurrency is not None and concurrency < 1:
+        check_names_of_map(params, MapParams.__annotations__, question=question is not None, locate=locate is not None)
+        if (concurrency := params.get("concurrency")) is not None and concurrency < 1:
             raise ConfigError("concurrency must be 1 or more", param="concurrency")
         if isinstance(sources, str | bytes | PathLike):
             raise ConfigError("map needs several pictures", hint="a list of them; analyze() or ask() takes one")
@@ -442,48 +449,60 @@ class AsyncPipeline:
             raise ConfigError("map needs the pictures of a table, not the table", hint=hint)
         if locate is not None and (question is not None or schema is not None):
             raise ConfigError("map takes one of question, schema and locate", param="locate")
-        if engine is not None:
-            task = {
-                "question": question,
-                "schema": schema,
-                **({} if locate is None else {"locate": locate, "points": points}),
-            }
-            async with aclosing(
-                self.executor.plugins.map_engines.build(
-                    engine,
-                    self,
-                    sources,
-                    {**task, **ENGINE_DEFAULTS, **params},
-                    concurrency=concurrency or self.concurrency,
-                    replicas=replicas,
-                    ray_address=ray_address,
-                    progress=progress,
-                )
-            ) as items:
-                async for item in items:
-                    yield item
-            return
-        if replicas is not None or ray_address is not None:
+        if params.get("engine") is None and (params.keys() & {"replicas", "ray_address"}):
             raise ConfigError("replicas and ray_address are for engine='ray'", param="engine")
-        loading = [await self.executor.open()] if self.backend.peek_identity() is None else []
+        own = cast("MapParams", {name: value for name, value in params.items() if name in _OF_MAP})
+        asked = cast("MapParams", {name: value for name, value in params.items() if name not in _OF_MAP})
+        call_of = partial(self._map_call, question=question, schema=schema, locate=locate, points=points, params=asked)
+        # What is wrong with every picture's request is said once, and now.
+        call_of(_ANY_PICTURE)
+        if (engine := own.get("engine")) is None:
+            return AsyncMapResults(self._mapped(sources, call_of, own))
+        targets = {} if locate is None else {"locate": locate, "points": points}
+        kept = {"keep_pictures": own.get("keep_pictures", False)}
+        task = {"question": question, "schema": schema, **targets, **ENGINE_DEFAULTS, **asked, **kept}
+        items = self.executor.plugins.map_engines.build(
+            engine,
+            self,
+            sources,
+            task,
+            concurrency=concurrency or self.concurrency,
+            replicas=own.get("replicas"),
+            ray_address=own.get("ray_address"),
+            progress=own.get("progress", False),
+        )
+        return AsyncMapResults(items)
 
-        keep_pictures = params.pop("keep_pictures", False)
-        # A question is asked in the language that it is written in.
+    def _map_call(
+        self,
+        source: Pictures,
+        *,
+        question: str | None,
+        schema: SchemaLike | None,
+        locate: str | Sequence[str] | None,
+        points: bool,
+        params: MapParams,
+    ) -> Call[Any]:
+        """Return the Call of one picture of `map`, its arguments parsed and validated."""
+        if locate is None and question is None:
+            return self.analyze_call(source, schema, params)
+        # A question, or a target, is in the language that it is written in.
         asking = {name: value for name, value in params.items() if name not in _OF_ANALYSES}
+        if locate is not None:
+            from qvl.pipeline.locate_call import LocateCall
+
+            wanted, cache = cast("LocateParams", asking), params.get("cache")
+            return LocateCall(cast("PictureLike", source), locate, self.executor, cache, wanted, points=points)
+        messages = question_messages(source, cast("str", question), params.get("system"))
+        return self.chat_call(messages, params.get("cache"), cast("RequestParams", asking))
+
+    async def _mapped(
+        self, sources: Sources, call_of: Callable[[Pictures], Call[Any]], own: MapParams
+    ) -> AsyncGenerator[MapItem[object], None]:
+        loading = [await self.executor.open()] if self.backend.peek_identity() is None else []
 
         from qvl.pipeline.analyze_call import AnalyzeCall
         from qvl.pipeline.analyze_document import analyze
-
-        def call_of(source: Pictures) -> Call[Any]:
-            if locate is not None:
-                from qvl.pipeline.locate_call import LocateCall
-
-                wanted, cache = cast("LocateParams", asking), params.get("cache")
-                return LocateCall(cast("PictureLike", source), locate, self.executor, cache, wanted, points=points)
-            if question is not None:
-                messages = question_messages(source, question, params.get("system"))
-                return ChatCall(messages, params.get("cache"), cast("RequestParams", asking))
-            return self.analyze_call(source, schema, params)
 
         async def one(source: Pictures) -> tuple[Answered, Result]:
             call = call_of(source)
@@ -492,7 +511,10 @@ class AsyncPipeline:
             )
             return answered, answered if isinstance(answered, Result) else answered.result
 
-        async with aclosing(map_in_order(sources, one, concurrency or self.concurrency, progress)) as items:
+        concurrency, keep_pictures = own.get("concurrency"), own.get("keep_pictures", False)
+        async with aclosing(
+            map_in_order(sources, one, concurrency or self.concurrency, own.get("progress", False))
+        ) as items:
             async for item in items:
                 yield unwrapped(item, loading.pop() if loading and item.ok else 0.0, keep_pictures=keep_pictures)
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from qvl.decisions.answers import Decision, Decisions
 from qvl.decisions.read_labels import together
-from qvl.errors import ConfigError, ContextLengthError
+from qvl.errors import ContextLengthError
 from qvl.ids import new_request_id
 from qvl.media.video import pictures_of
+from qvl.pipeline.check_names import check_names
 from qvl.pipeline.decide_call import DecideCall, DecideParams
 from qvl.pipeline.load_pictures import load_pictures
 from qvl.pipeline.parse_parts import UnreadPicture, read_part
@@ -49,10 +50,7 @@ async def decide(
         RequestError: a question, a message or a picture cannot be used.
         BackendError: the model could not answer.
     """
-    for name in params:
-        if name not in DecideParams.__annotations__:
-            what = f"decide() has no parameter {name!r}"
-            raise ConfigError(what, hint=f"known: {', '.join(sorted(DecideParams.__annotations__))}", param=name)
+    check_names("decide", params, DecideParams.__annotations__, "context", "cache")
     params = {**params, "request_id": params.get("request_id") or new_request_id()}
     abstain = params.pop("abstain", None)
     draft = draft_request(messages, **params)

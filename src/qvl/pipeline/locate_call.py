@@ -17,6 +17,7 @@ from qvl.evidence.prompts import LOCATE_VERSION, locate_prompt
 from qvl.evidence.shapes import Located
 from qvl.media.video import still
 from qvl.pipeline.call import Call, Generate
+from qvl.pipeline.check_names import check_names
 from qvl.pipeline.job import Outcome
 from qvl.pipeline.parse_parts import PARTS
 from qvl.pipeline.parse_request import draft_request
@@ -77,10 +78,7 @@ class LocateCall(Call[Locations]):
         started: float | None = None,
     ) -> None:
         super().__init__(cache, namespace=namespace, policy=policy, started=started)
-        for name in params:
-            if name not in LocateParams.__annotations__:
-                what = f"locate() has no parameter {name!r}"
-                raise ConfigError(what, hint=f"known: {', '.join(sorted(LocateParams.__annotations__))}", param=name)
+        check_names("locate", params, LocateParams.__annotations__, "points", "cache")
         if isinstance(picture, list | tuple):
             raise ConfigError("locate() takes one picture", hint="call it for each, or use map(pictures, locate=…)")
         self.targets = read_targets(targets)

@@ -22,7 +22,7 @@ from qvl.caches.base import Cache
 from qvl.errors import AnalysisError
 from qvl.log import logger
 from qvl.pipeline.async_pipeline import AsyncPipeline
-from qvl.pipeline.call import Call, ChatCall
+from qvl.pipeline.call import Call
 from qvl.pipeline.job import CacheMiss
 from qvl.pipeline.map_results import MapResults
 from qvl.pipeline.parse_request import AnalyzeParams, MapParams, RequestParams, question_messages
@@ -131,7 +131,7 @@ class Pipeline:
     def chat(
         self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Unpack[RequestParams]
     ) -> Result:
-        return self._execute(ChatCall(messages, cache, params))
+        return self._execute(self.pipeline.chat_call(messages, cache, params))
 
     def stream_chat(
         self, messages: Sequence[MessageLike], *, cache: CacheMode | None = None, **params: Unpack[RequestParams]
