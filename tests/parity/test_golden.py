@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from qvl import AsyncPipeline, ConfigError, Pipeline
-from qvl.errors import BackendUnavailableError
 from qvl.parity import Case, compare, record_file
 from qvl.parity.golden import record_cases, recorded_cases, recorded_request
 from qvl.parity.observation import Observation
 from qvl.parity.record_file import RecordFile
-from qvl.types import ChatRequest, JsonObject
+from qvl.types import JsonObject
+from tests.parity.away import AwayBackend
 from tests.server.echo_backend import EchoBackend
 
 HEADER: JsonObject = {
@@ -167,17 +167,6 @@ def test_a_case_may_be_called_as_another_with_case_before_it(tmp_path: Path) -> 
     with RecordFile(tmp_path / "record.jsonl.gz") as again:
         assert [again.get(name).text for name in ("case one", "one")] == ["of case one", "of one"]
         assert list(again.cases) == ["one"]
-
-
-class AwayBackend(EchoBackend):
-    """Cannot be reached for questions with a word of `away` in them."""
-
-    away: tuple[str, ...] = ()
-
-    def refuse_unsupported(self, request: ChatRequest) -> None:
-        super().refuse_unsupported(request)
-        if any(word in request.messages[-1].text for word in self.away):
-            raise BackendUnavailableError("the endpoint is away")
 
 
 CASES = [Case(f"{number}", question=f"Question {number}?") for number in range(6)]

@@ -33,6 +33,7 @@ class Item:
         expected: the correct answer, a text or an object; None if the line has none.
         where: the line as `file:line`, for error messages.
         base: the folder to which relative picture paths belong.
+        names: those that the line has, if it is an object.
     """
 
     index: int
@@ -42,6 +43,7 @@ class Item:
     expected: object = None
     where: str = ""
     base: Path | None = None
+    names: tuple[str, ...] = ()
 
     def picture_parts(self) -> Iterator[JsonObject]:
         """Yield the content parts with a picture, in order."""
@@ -124,9 +126,11 @@ class Files:
                 except NoRequestError as exc:
                     self._note(BadLine(where, str(exc)), first)
                     continue
+                names = tuple(map(str, value)) if isinstance(value, dict) else ()
                 for part, (named, messages, params, expected) in enumerate(forms, 1):
                     name = (named or f"{path.name}:{number}") + (f"/{part}" if len(forms) > 1 else "")
-                    yield Item(index, name, messages, params, expected, where, self.base_dir or path.parent)
+                    base = self.base_dir or path.parent
+                    yield Item(index, name, messages, params, expected, where, base, names)
                     index += 1
 
     def _note(self, bad: BadLine, first: bool) -> None:

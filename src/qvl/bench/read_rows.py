@@ -57,7 +57,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, object]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
         raise ConfigError(f"{path} cannot be unpacked: {exc}", hint="it is cut off, or not gzip") from exc
     except OSError as exc:
-        raise ConfigError(f"{path} cannot be read: {exc.strerror}", hint="name a file of requests") from exc
+        raise ConfigError(f"{path} cannot be read: {exc.strerror}", hint="check the path") from exc
     except (UnicodeDecodeError, csv.Error) as exc:
         raise ConfigError(f"{path} cannot be read: {exc}", hint="save it as UTF-8") from exc
 

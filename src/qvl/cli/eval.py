@@ -70,8 +70,8 @@ def evaluate(
     """Measure how often answers are right: by field and overall, with intervals; and whether another model is better.
 
     Labels are as for qvl calibrate; what is not labelled is not compared. Answers are kept in the cache, so a run that
-    was interrupted goes on. Exit code: 0 done, 1 some failed or with --allow beyond it, 2 undecided with so many
-    labels, or wrong use.
+    was interrupted goes on; what failed is asked again. Exit code: 0 done, 1 some failed or with --allow beyond it, 2
+    undecided with so many labels, wrong use, or a model that cannot be opened.
     """
     from qvl.cli.targets import build_target
     from qvl.evaluation.against import against as compared
@@ -105,8 +105,10 @@ def evaluate(
         for pipeline in pipelines
     ]  # fmt: skip
     reports = _evaluated(pipelines, evaluators, len(lines), shown=not as_json)
-    for where, why in reports[0].failed.items():
-        failure.stderr().print(f"{where}: {why}", style="yellow", markup=False, highlight=False)
+    for report in reports:
+        of = f"{report.model}: " if len(reports) > 1 else ""
+        for where, why in report.failed.items():
+            failure.stderr().print(f"{of}{where}: {why}", style="yellow", markup=False, highlight=False)
     both = compared(reports[0], reports[1], allow) if len(reports) > 1 else None
     _write(reports[0], both, output, html)
     if as_json:
@@ -122,8 +124,12 @@ def evaluate(
 def _evaluated(
     pipelines: Sequence[AsyncPipeline], evaluators: Sequence[Evaluator], lines: int, *, shown: bool
 ) -> list[EvalReport]:
-    """Return the report of each, one after another, so that one model at a time is loaded."""
+    """Return the report of each, one after another, so that one model at a time is loaded.
+
+    One that cannot be opened ends the command with the exit code of wrong use: 1 would say that it answers worse.
+    """
     from qvl.cli.run_pictures import progress_bar
+    from qvl.parity.sides import shown_model
 
     done = 0
 
@@ -131,6 +137,11 @@ def _evaluated(
         nonlocal done
         reports = []
         try:
+            # What is wrong with the second is told before the first is asked.
+            for pipeline in pipelines:
+                await asyncio.to_thread(pipeline.backend.refuse_missing)
+                if not pipeline.backend.wants_pixels:
+                    await pipeline.open()
             with progress_bar(shown, lines * len(pipelines), "labelled") as advance:
 
                 def count() -> None:
@@ -139,8 +150,8 @@ def _evaluated(
                     advance()
 
                 for pipeline, evaluator in zip(pipelines, evaluators, strict=True):
-                    name = f"{pipeline.backend.name}:{pipeline.backend.model}"
-                    reports.append(await evaluator.evaluate(name, count))
+                    await pipeline.open()
+                    reports.append(await evaluator.evaluate(shown_model(pipeline.backend), count))
                     await pipeline.aclose()
             return reports
         finally:
@@ -153,6 +164,9 @@ def _evaluated(
         text = f"interrupted: {done} of {lines * len(pipelines)} done; the same command goes on"
         failure.stderr().print(text, style="yellow")
         raise
+    except QvlError as exc:
+        failure.report(exc)
+        raise typer.Exit(failure.WRONG_USE) from exc
 
 
 def _json(report: EvalReport, both: Against | None) -> dict[str, object]:
@@ -214,10 +228,16 @@ def _show(report: EvalReport, both: Against | None) -> None:
     console.print(Text(f"{report.model} · {report.lines} lines · {tokens} · {report.seconds:.1f} s"))
     if both is None:
         return
+    console.print(Text(f"against {both.other.model}, line by line:"))
+    table = Table()
+    for title in ("", "model", "against", "gain", "95 % of it", "McNemar p"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=bool(title))
     for name, paired in both.fields.items():
         low, high = paired.interval
-        text = f"{paired.difference:+.1%} [{low:+.1%}, {high:+.1%}], McNemar p {paired.p_value:.3g}"
-        console.print(Text(f"{name}, against {both.other.model}: {text}"))
+        shares = (f"{right} of {paired.count}" for right in (paired.right_b, paired.right_a))
+        gain = (f"{paired.difference:+.1%}", f"{low:+.1%} to {high:+.1%}", f"{paired.p_value:.3g}")
+        table.add_row(*map(Text, (name, *shares, *gain)))
+    console.print(table)
     if both.allow is not None:
         need = f"; about {both.lines_needed} lines would tell" if both.standing == "undecided" else ""
         console.print(Text(f"a loss of {both.allow:.2%} is allowed: {both.standing}{need}"))

@@ -17,7 +17,7 @@ from qvl.cli import failure, options
 from qvl.cli.expand import Without, expand
 from qvl.cli.targets import build_target
 from qvl.cli.terminal import print_json
-from qvl.errors import ConfigError
+from qvl.errors import ConfigError, QvlError
 
 if TYPE_CHECKING:
     from typer._click.core import Context
@@ -99,6 +99,7 @@ class AskOptions:
         work = parse_args.pictures(self.pictures or ())
         if not work:
             raise ConfigError("no picture given", hint="--pictures 'shop/*.jpg'")
+        parse_args.refuse_missing(work)
         shown = [(item.label, tuple(listed(item.source))) for item in work]
         found = make_cases(shown, texts=texts, questions=questions, analyze=self.analyze, schema=schema)
         check_ids(found)
@@ -145,6 +146,9 @@ class ReportOptions:
             print_json(report.to_json())
         else:
             _show(report)
+        if report.retryable:
+            text = f"{report.retryable} answers failed that may yet come: the same command asks those again"
+            failure.stderr().print(text, style="yellow")
         if report.exit_code:
             raise typer.Exit(report.exit_code)
 
@@ -166,7 +170,7 @@ def compare(
 
     Layers: canonical pixels, picture tokens, template, prompt tokens, log-probabilities, text, fields, decisions. An
     interrupted run goes on where it ended, for a day. --base-url is the endpoint of the side that names none. Exit
-    code: 0 within the budgets, 1 beyond one, 2 undecided with so many cases, or wrong use.
+    code: 0 within the budgets, 1 beyond one, 2 undecided with so many cases, wrong use, or a side cannot be opened.
     """
     budgets = told.check()
     cases = ask.cases()
@@ -191,8 +195,8 @@ def record(
 ) -> None:
     """Record what A answers, for a host that cannot see it: `qvl parity check B golden.jsonl.gz` there.
 
-    The file has the pictures too. The same command goes on where it was interrupted. Exit code: 0 all recorded, 1 some
-    failed, 2 wrong use.
+    The file has the pictures too. The same command goes on where it was interrupted, and asks again what failed. Exit
+    code: 0 all recorded, 1 some failed, 2 wrong use, or A cannot be opened.
     """
     from qvl.parity.golden import record_cases
 
@@ -202,7 +206,8 @@ def record(
     pipeline = build_target(a, settings, language=ask.language, concurrency=concurrency, cache="off")
     work = partial(record_cases, pipeline, cases, output, settings.request())
     failed = _run([pipeline], work, len(cases), shown=True)
-    failure.stderr().print(f"{len(cases)} cases, {failed} failed: {output}")
+    again = "; the same command asks those again" if failed else ""
+    failure.stderr().print(f"{len(cases)} cases, {failed} failed: {output}{again}")
     if failed:
         raise typer.Exit(failure.FAILED)
 
@@ -217,14 +222,15 @@ def check(
     told: ReportOptions,
 ) -> None:
     """Ask B what was recorded of A, and compare; all as `qvl parity A B` does. Exit code: as there."""
-    from qvl.parity.golden import recorded_cases
+    from qvl.parity.golden import recorded_cases, recorded_request
     from qvl.parity.record_file import RecordFile
 
     budgets = told.check()
     with RecordFile(golden) as record, TemporaryDirectory(prefix="qvl-parity-") as folder:
+        request = {**recorded_request(record), **settings.request()}
         cases = recorded_cases(record, Path(folder))
         side = build_target(b, settings, language=record.header["language"], concurrency=told.concurrency, cache="off")
-        report = _compared(record, side, cases, budgets, {**record.header["request"], **settings.request()}, told)
+        report = _compared(record, side, cases, budgets, request, told)
     told.tell(report)
 
 
@@ -252,7 +258,10 @@ def _compared(
 def _run(
     pipelines: Sequence[AsyncPipeline], work: Callable[..., Coroutine[object, object, T]], total: int, *, shown: bool
 ) -> T:
-    """Return what `work` does, with a bar of `total` answers; close the pipelines."""
+    """Return what `work` does, with a bar of `total` answers; close the pipelines.
+
+    A side that cannot be opened ends the command with the code of wrong use: 1 would say that it answers otherwise.
+    """
     from qvl.cli.run_pictures import progress_bar
 
     async def run() -> T:
@@ -268,6 +277,9 @@ def _run(
     except KeyboardInterrupt:
         failure.stderr().print("interrupted: the same command goes on", style="yellow")
         raise
+    except QvlError as exc:
+        failure.report(exc)
+        raise typer.Exit(failure.WRONG_USE) from exc
 
 
 def _show(report: ParityReport) -> None:

@@ -57,6 +57,20 @@ def pictures(arguments: Sequence[str], *, together: bool = False) -> list[WorkIt
     return [WorkItem(" + ".join(label for label, _ in single), [source for _, source in single])]
 
 
+def refuse_missing(work: Sequence[WorkItem]) -> None:
+    """Raise ConfigError for the first picture that is a path without a file, before any work is done for others."""
+    from qvl.pipeline.parse_request import listed
+
+    for source in (source for item in work for source in listed(item.source)):
+        if not isinstance(source, str) or _URL.match(source):
+            continue
+        path = os.path.expanduser(source)
+        if os.path.isdir(path):
+            raise ConfigError(f"{source} is a folder", hint=f"'{source.rstrip('/')}/*'")
+        if not os.path.isfile(path) and not os.path.isfile(path.partition("#page")[0]):
+            raise ConfigError(f"no picture {source}", hint=f"looked from {os.getcwd()}")
+
+
 def is_picture(argument: str) -> bool:
     """True if `argument` is a picture and not a question: an existing file, a URL, `-` or a glob."""
     if argument == "-" or argument.startswith(("http://", "https://", "data:image/", "data:application/pdf")):

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 # A comma that begins an option, not one within a path.
 _OWN: Final = re.compile(r",(?=[a-z_]+=)")
-BUNDLED: Final = ("bundled", "local:bundled")
 
 
 def build_target(
@@ -33,7 +32,7 @@ def build_target(
     remote = model.startswith("openai:")
     mine = replace(
         settings,
-        model=None if model in BUNDLED else model,
+        model=model,
         base_url=settings.base_url if remote and "base_url" not in names else None,
         device=None if remote or "device" in names else settings.device,
         option=[*(settings.option or ()), *own],

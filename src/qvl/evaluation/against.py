@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from qvl.calibration.calibration_file import field_name
+from qvl.calibration.calibration_file import field_name, prefixes
 from qvl.evaluation.agreement import Paired, cases_to_tell, mcnemar
 from qvl.evaluation.collect import ANSWER
 
@@ -45,15 +45,9 @@ class Against:
 
 def against(model: EvalReport, other: EvalReport, allow: float | None) -> Against:
     """Return the comparison of `model` with `other`, both asked about the same lines."""
-    names: dict[str, list[tuple[str, str]]] = {}
-    questions = {score.name for score in model.fields}
-    for line, path in model.right:
-        if (line, path) in other.right:
-            name = path if path in questions else field_name(path)
-            names.setdefault(name, []).append((line, path))
     fields = {
-        name: mcnemar([other.right[key] for key in keys], [model.right[key] for key in keys])
-        for name, keys in sorted(names.items(), key=lambda item: item[0] != ANSWER)
+        name: mcnemar(*zip(*lines.values(), strict=True))
+        for name, lines in sorted(_by_line(other, model).items(), key=lambda item: item[0] != ANSWER)
     }
     whole = fields[ANSWER]
     standing: Literal["within", "beyond", "undecided", "told"] = "told"
@@ -62,3 +56,31 @@ def against(model: EvalReport, other: EvalReport, allow: float | None) -> Agains
         standing = "within" if low >= -allow else "beyond" if high < -allow else "undecided"
     parting = (whole.only_a + whole.only_b) / whole.count
     return Against(other, fields, allow, standing, cases_to_tell(allow or 0.01, parting))
+
+
+def _by_line(other: EvalReport, model: EvalReport) -> dict[str, dict[str, tuple[bool, bool]]]:
+    """Return by field and line whether (`other`, `model`) has all of the field right.
+
+    Items of one list are not independent of each other, and a list may have more of them than its label, so a line
+    counts once for a field.
+    """
+    asked: dict[str, set[str]] = {}
+    sides = []
+    for report in (other, model):
+        questions = {score.name for score in report.fields}
+        told, wrong = set[tuple[str, str]](), set[tuple[str, str]]()
+        for (line, path), right in report.right.items():
+            name = path if path in questions else field_name(path)
+            asked.setdefault(name, set()).add(line)
+            told.add((line, name))
+            if not right:
+                wrong.add((line, name))
+        within = {(line, above) for line, name in wrong for above in prefixes(name)} - told
+        sides.append(wrong | within)
+    # A list of objects that is too long is wrong as a whole, and is labelled wherever one of its fields is.
+    for name in asked:
+        asked[name] |= {line for below, lines in asked.items() if below.startswith(f"{name}.") for line in lines}
+    return {
+        name: {line: ((line, name) not in sides[0], (line, name) not in sides[1]) for line in sorted(lines)}
+        for name, lines in asked.items()
+    }

@@ -11,6 +11,7 @@ parquet files and folders of data sets: `label_tables`.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,13 +49,15 @@ def read_labelled(patterns: Sequence[str]) -> list[Labelled]:
     seen: dict[str, str] = {}
     tables = [pattern for pattern in patterns if is_table(pattern)]
     plain = [pattern for pattern in patterns if pattern not in tables]
-    for item in Files(plain, media=_MEDIA, on_bad=_refuse) if plain else ():
+    for item in _items(plain) if plain else ():
         pictures = tuple(_picture(part["image_url"]["url"], item.base, item.where) for part in item.picture_parts())
         if not pictures:
             raise _fault(item.where, "no picture", _FORM)
         if not isinstance(item.expected, dict) or not item.expected:
-            what = "no right answer in `expected`" if item.expected is None else "`expected` must be an object"
-            raise _fault(item.where, what, _FORM)
+            if item.expected is None:
+                meant = difflib.get_close_matches("expected", item.names, n=1)
+                raise _fault(item.where, "no right answer in `expected`", _meant(meant[0]) if meant else _FORM)
+            raise _fault(item.where, "`expected` must be an object", _FORM)
         found.append(Labelled(item.id, pictures, item.expected, item.where))
     for row in (row for table in tables for row in read_table(table)):
         pictures = tuple(_picture(source, row.base, row.where) for source in row.pictures)
@@ -67,6 +70,17 @@ def read_labelled(patterns: Sequence[str]) -> list[Labelled]:
     if not found:
         raise ConfigError(f"no labelled picture in {', '.join(patterns)}", hint=_FORM)
     return found
+
+
+def _items(patterns: Sequence[str]) -> Files:
+    try:
+        return Files(patterns, media=_MEDIA, on_bad=_refuse)
+    except ConfigError as exc:
+        raise ConfigError(exc.message, hint=f"name a file of labels: {_FORM}") from exc
+
+
+def _meant(name: str) -> str:
+    return f"did you mean `expected` by {name!r}?"
 
 
 def _refuse(bad: BadLine) -> None:

@@ -100,10 +100,10 @@ async def acompare(
                 _check_recorded(a, cases)
             else:
                 async with _opened(a, request) as live_a:
-                    # What is wrong with B is told before A is asked, which may take hours; two models that are both
-                    # made here are not loaded at once.
+                    # What is wrong with B is told before A is asked, which may take hours; of two models that are
+                    # both loaded for this, one at a time is.
                     await live_b.refuse_missing()
-                    if not live_a.owned:
+                    if not live_a.owned or not live_b.backend.wants_pixels:
                         await live_b.open()
                     side_a = live_a
                     record_a = stack.enter_context(_record(Path(folder), "a", live_a, cases, request))

@@ -98,10 +98,12 @@ class LiveSide(ParitySide):
 
 
 def shown_model(backend: Backend) -> str:
-    """Return the name of an open backend and its model, and what else it tells of its numbers."""
+    """Return the name of an open backend and its model, where it is, and what else it tells of its numbers."""
     told = backend.identity()
     facts = [str(told[name]) for name in ("dtype", "quantisation") if told.get(name)]
-    return ", ".join([f"{backend.name}:{backend.model}", *facts])
+    where = told.get("endpoints")
+    places = [f"at {', '.join(map(str, where))}"] if isinstance(where, list) else []
+    return ", ".join([f"{backend.name}:{backend.model}", *places, *facts])
 
 
 class RecordedSide(ParitySide):

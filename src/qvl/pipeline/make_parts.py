@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Final, cast
 
 from qvl.backends.base import Backend
 from qvl.caches.base import Cache
@@ -14,10 +14,13 @@ from qvl.plugins.names import split_model
 from qvl.types import JsonMapping
 
 log = logger("qvl.pipeline")
+BUNDLED: Final = "bundled"
+"""The name of the model that comes with qvl, for those who want it by name: `local:bundled`, `vllm:bundled`."""
+_HAVE_BUNDLED: Final = ("local", "vllm")
 
 
 def make_backend(host: PluginHost, model: str | None, backend: Backend | None, options: JsonMapping) -> Backend:
-    """Return `backend`, or the one that `model` names, with its `options`; None is the bundled model's.
+    """Return `backend`, or the one that `model` names, with its `options`; None and BUNDLED are the bundled model's.
 
     Raises:
         ConfigError: an unknown name or option.
@@ -31,7 +34,8 @@ def make_backend(host: PluginHost, model: str | None, backend: Backend | None, o
     if model is None:
         return cast("Backend", host.backends.build("local", None, **options))
     name, rest = split_model(model, host.backends.factories)
-    return cast("Backend", host.backends.build(name, rest, **options))
+    own = rest == BUNDLED and name in _HAVE_BUNDLED
+    return cast("Backend", host.backends.build(name, None if own else rest, **options))
 
 
 def make_cache(host: PluginHost, url: str | None) -> Cache | None:

@@ -52,7 +52,7 @@ class VllmBackend(Backend):
     """Runs a model in vLLM's engine.
 
     Args:
-        model: a folder or a hub id; empty for the small bundled model.
+        model: a folder or a hub id; None for the small bundled model.
         adapter: a LoRA adapter in PEFT's form that every request is answered with, or several by name, as of
             `LocalBackend`; vLLM applies it. One that changes the picture tower needs `enable_tower_connector_lora`.
         limit_mm_per_prompt: most pictures and videos of a request, such as `{"image": 8, "video": 2}`. vLLM reserves
@@ -69,7 +69,7 @@ class VllmBackend(Backend):
 
     def __init__(
         self,
-        model: str = "",
+        model: str | None = None,
         *,
         revision: str | None = None,
         adapter: str | Mapping[str, str] | None = None,
