@@ -14,7 +14,7 @@ from qvl.backends.local.model.model_runner import Runner
 from qvl.types import ChatRequest, Result, Tool
 from qvl.types import ResponseFormat as Format
 from tests.backends.local.intercepted import Intercepted
-from tests.backends.local.requests import ask, freed, run
+from tests.backends.local.requests import ask, freed, run, run_together
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,7 +137,7 @@ def test_an_answer_is_the_same_alone_among_others_and_when_it_gives_way(opened: 
     tight = opened(
         random_folder, kv_cache_bytes=780 * 768, max_model_len=512, max_num_batched_tokens=40, max_num_seqs=8
     )
-    assert [told(result) for result in run(tight, *asked)] == [told(result) for result in run(calm, *asked)]
+    assert [told(result) for result in run_together(tight, *asked)] == [told(result) for result in run(calm, *asked)]
     freed(tight)
     assert tight.stats()["num_preemptions"] > 0
 

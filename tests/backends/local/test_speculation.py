@@ -18,7 +18,7 @@ from qvl.backends.local.text.processor import PreparedRequest
 from qvl.types import ResponseFormat as Format
 from qvl.types import Result, SamplingParams
 from tests.backends.local.reference import clear
-from tests.backends.local.requests import ask, freed, run
+from tests.backends.local.requests import ask, freed, run, run_together
 from tests.backends.local.test_equals_generate import check
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_sequences_that_give_way_lose_nothing(opened: Opener, random_folder: Pat
     )
     asked = [ask(place, "Say hello. " * 10, max_tokens=160) for place in range(5)]
     wanted, expected = clear(asked, random_reference.generate)
-    check(random_reference, run(backend, *wanted), expected)
+    check(random_reference, run_together(backend, *wanted), expected)
     assert backend.stats()["num_preemptions"] > 0
     assert backend.stats()["accepted_tokens"] > 0
 
