@@ -12,6 +12,8 @@ DEPLOY_TOOLS := helm-python-sdk kubernetes-validate promql-parser
 TORCH := 2.13.0
 PICTURE ?= examples/pictures/norvik-mug-red.png
 PYTEST := $(BIN)/python -m pytest
+# Else every worker, and every command that a test starts, would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Four workers for two cores, since many tests wait. Each has one thread: several a core only wait for each other.
 WORKERS ?= $(shell echo $$(( $$(nproc 2>/dev/null || echo 2) * 2 )))
 PARALLEL = OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -52,7 +54,7 @@ quick: $(STAMP) ## the tests that load no model and start no process, for the in
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check --output-format concise .
 	$(BIN)/ruff format --check -q .
-	$(BIN)/mypy
+	$(BIN)/mypy -n auto
 
 fix: $(STAMP) ## what ruff can put right by itself
 	$(BIN)/ruff check --fix -q .

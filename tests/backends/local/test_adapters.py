@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-pytest.importorskip("peft", reason="the answers are compared with PEFT's")
 
 from qvl import AsyncPipeline
 from qvl.errors import UnsupportedInputError
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
 
     from qvl.types import ChatRequest
     from tests.backends.local.conftest import Opener
+
+# Importing PEFT takes seconds, which every worker would spend to collect the tests.
+pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="the answers are compared with PEFT's")
 
 
 @dataclass
