@@ -54,6 +54,9 @@ Target: TypeAlias = Annotated[
 ]
 _NOT_OF_PARITY: Final = Without("model", "calibration", "abstain", "cache", "cache_mode")
 Settings: TypeAlias = Annotated[options.PipelineOptions, _NOT_OF_PARITY]
+SelfCheckFlag: TypeAlias = Annotated[
+    bool, typer.Option("--self-check", help="Ask A twice first: its noise is what two equal sides differ by.")
+]
 
 
 def register(root: typer.Typer) -> None:
@@ -156,15 +159,7 @@ class ReportOptions:
 @app.command()
 @expand
 def compare(
-    a: Target,
-    b: Target,
-    *,
-    ask: AskOptions,
-    self_check: Annotated[
-        bool, typer.Option("--self-check", help="Ask A twice first: its noise is what two equal sides differ by.")
-    ] = False,
-    settings: Settings,
-    told: ReportOptions,
+    a: Target, b: Target, *, ask: AskOptions, self_check: SelfCheckFlag = False, settings: Settings, told: ReportOptions
 ) -> None:
     """Ask A and B the same about the same pictures; name the first layer where they part, and the cause.
 
@@ -189,6 +184,7 @@ def record(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="golden.jsonl.gz: answers, and the pictures.")
     ],
+    self_check: SelfCheckFlag = False,
     settings: Settings,
     concurrency: options.Concurrency = None,
     verbose: options.Verbose = False,
@@ -204,7 +200,7 @@ def record(
     options.check_writable(output, "--output")
     cases = ask.cases()
     pipeline = build_target(a, settings, language=ask.language, concurrency=concurrency, cache="off")
-    work = partial(record_cases, pipeline, cases, output, settings.request())
+    work = partial(record_cases, pipeline, cases, output, settings.request(), self_check=self_check)
     failed = _run([pipeline], work, len(cases), shown=True)
     again = "; the same command asks those again" if failed else ""
     failure.stderr().print(f"{len(cases)} cases, {failed} failed: {output}{again}")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from qvl.decisions.questions import question_json, read_questions
 from qvl.errors import ConfigError, QvlError
+from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.types import JsonObject, canonical_json
 
 if TYPE_CHECKING:
@@ -71,9 +73,49 @@ class Case:
 
 
 def digest(cases: Sequence[Case]) -> str:
-    """Return the hash of what the cases ask, in their order; pictures count by their ids alone."""
-    facts = [[case.id, case.facts()] for case in cases]
-    return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
+    """Return the hash of what the cases ask, in their order, and of the content of their pictures. Blocking.
+
+    Files count by what is in them, URLs by their text: what they give is not known before it is fetched.
+    """
+    known: dict[str, str] = {}
+    facts = [[case.id, case.facts(), [_content(source, known) for source in case.pictures]] for case in cases]
+    # File names and questions may have surrogates that stand for nothing.
+    return hashlib.sha256(canonical_json(facts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _content(source: object, known: dict[str, str]) -> object:
+    """Return a picture as JSON values that are equal for equal content; `known` has the hashes of files."""
+    from qvl.media import gate
+
+    if isinstance(source, bytes | bytearray | memoryview):
+        return hashlib.sha256(source).hexdigest()
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+        if name not in known:
+            known[name] = _hash_of_file(name) or name
+        return known[name]
+    if isinstance(source, Mapping):
+        return {str(name): _content(value, known) for name, value in source.items()}
+    if isinstance(source, list | tuple):
+        return [_content(value, known) for value in source]
+    if source is None or isinstance(source, bool | int | float):
+        return source
+    if isinstance(source, UnreadPicture):
+        rest = repr(replace(source, source=b""))
+        return [_content(source.source, known), rest]
+    try:
+        return getattr(source, "sha256", None) or gate.load(source, decode=False).sha256  # type: ignore[arg-type]
+    except QvlError:
+        return repr(source)
+
+
+def _hash_of_file(name: str) -> str | None:
+    """Return the sha256 of a file; None for what is none that can be read."""
+    try:
+        with Path(name).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def make_cases(

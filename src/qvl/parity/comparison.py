@@ -18,9 +18,10 @@ from qvl.parity.budgets import Budgets
 from qvl.parity.case import check_ids, digest
 from qvl.parity.diagnose import Diagnosis
 from qvl.parity.differences import LAYERS, TOLERANCE, differ
+from qvl.parity.observation import SelfCheck
 from qvl.parity.probing import Probing
 from qvl.parity.record_file import RecordFile
-from qvl.parity.report import ParityReport, SelfCheck, WorstCase, kl_of, medians
+from qvl.parity.report import ParityReport, WorstCase, kl_of, medians
 from qvl.parity.sides import LiveSide, ParitySide, RecordedSide, SideLike
 from qvl.parity.tally import ParityTally
 from qvl.types import canonical_json
@@ -77,7 +78,8 @@ async def acompare(
         a: a pipeline, the name of a model as Pipeline takes it, or a record of one (`RecordFile`).
         b: a pipeline or the name of a model.
         budgets: what the report judges; without them it only tells.
-        self_check: ask `a` twice first; the difference is the noise within which two sides are the same.
+        self_check: ask `a` twice first; the difference is the noise within which two sides are the same. A record
+            that has it measured is compared so in any case.
         probe: ask the sides again, alone and in a batch, where cases part, and show them pictures as they are stored.
         request: parameters of every request, as of `ask`; temperature is 0 unless it is named.
         work: a folder that keeps what was answered, so that an interrupted run goes on; None keeps nothing.
@@ -91,13 +93,13 @@ async def acompare(
     context = tempfile.TemporaryDirectory(prefix="qvl-parity-") if work is None else nullcontext(str(work))
     with context as folder:
         async with AsyncExitStack() as stack:
-            tolerance, checked = TOLERANCE, None
+            asked = await asyncio.to_thread(digest, cases)
             live_b = LiveSide(b, request)
             stack.push_async_callback(live_b.aclose)
             side_a: ParitySide
             if isinstance(a, RecordFile):
                 record_a, side_a = a, RecordedSide(a)
-                _check_recorded(a, cases)
+                _check_recorded(a, cases, self_check=self_check)
             else:
                 async with _opened(a, request) as live_a:
                     # What is wrong with B is told before A is asked, which may take hours; of two models that are
@@ -106,14 +108,15 @@ async def acompare(
                     if not live_a.owned or not live_b.backend.wants_pixels:
                         await live_b.open()
                     side_a = live_a
-                    record_a = stack.enter_context(_record(Path(folder), "a", live_a, cases, request))
-                    if self_check:
-                        checked = await _check_self(live_a, cases)
-                        tolerance = max(TOLERANCE, 4 * checked.deviation)
+                    record_a = stack.enter_context(_record(Path(folder), "a", live_a, asked, request))
+                    if self_check and record_a.self_check is None:
+                        record_a.add_self_check(await measure_noise(live_a, cases))
                     await ask_missing(live_a, cases, record_a, advance)
             await live_b.open()
-            record_b = stack.enter_context(_record(Path(folder), "b", live_b, cases, request))
+            record_b = stack.enter_context(_record(Path(folder), "b", live_b, asked, request))
             await ask_missing(live_b, cases, record_b, advance)
+            checked = record_a.self_check if self_check or record_a is a else None
+            tolerance = TOLERANCE if checked is None else max(TOLERANCE, 4 * checked.deviation)
             tally, diagnosis = ParityTally(), Diagnosis((side_a.identity, live_b.identity))
             for case in cases:
                 seen_a, seen_b = record_a.get(case.id), record_b.get(case.id)
@@ -160,28 +163,34 @@ async def _opened(source: SideLike, request: JsonMapping) -> AsyncIterator[LiveS
         await side.aclose()
 
 
-def _record(folder: Path, name: str, side: LiveSide, cases: Sequence[Case], request: JsonMapping) -> RecordFile:
-    header = header_of(side, cases, request)
+def _record(folder: Path, name: str, side: LiveSide, asked: str, request: JsonMapping) -> RecordFile:
+    header = header_of(side, asked, request)
     folder.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(canonical_json(header).encode()).hexdigest()[:16]
+    key = hashlib.sha256(canonical_json(header).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     path = folder / f"{name}-{key}.jsonl.gz"
     if path.exists() and time.time() - path.stat().st_mtime > STALE_SECONDS:
         path.unlink()
     return RecordFile(path, header)
 
 
-def header_of(side: LiveSide, cases: Sequence[Case], request: JsonMapping) -> JsonObject:
-    """Return what a record of `side` says of itself: equal for runs that may go on with each other's answers."""
+def header_of(side: LiveSide, asked: str, request: JsonMapping) -> JsonObject:
+    """Return what a record of `side` says of itself: equal for runs that may go on with each other's answers.
+
+    `asked` is the digest of the cases.
+    """
     return {
         "model": side.label,
         "identity": dict(side.identity),
         "language": side.language,
-        "cases": digest(cases),
+        "cases": asked,
         "request": dict(request),
     }
 
 
-def _check_recorded(record: RecordFile, cases: Sequence[Case]) -> None:
+def _check_recorded(record: RecordFile, cases: Sequence[Case], *, self_check: bool) -> None:
+    if self_check and record.self_check is None:
+        what = f"{record.path} does not tell what A differs by from itself, and A cannot be asked here"
+        raise ConfigError(what, hint="qvl parity record A --self-check")
     missing = [case.id for case in cases if case.id not in record.places]
     if missing:
         what = f"{record.path} has no answer to {missing[0]}" + (f" and {len(missing) - 1} more" * (len(missing) > 1))
@@ -214,8 +223,8 @@ async def ask_missing(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _check_self(side: LiveSide, cases: Sequence[Case]) -> SelfCheck:
-    """Ask `side` twice about the first cases: together, then one at a time."""
+async def measure_noise(side: LiveSide, cases: Sequence[Case]) -> SelfCheck:
+    """Return what `side` differs by from itself; asks it about the first cases together, then one at a time."""
     chosen = cases[:SELF_CHECKED]
     turn = asyncio.Semaphore(side.concurrency)
 

@@ -17,8 +17,8 @@ from qvl.analysis.schema_types import schema_type
 from qvl.decisions.questions import read_questions
 from qvl.errors import ConfigError, QvlError, write_failed
 from qvl.media.picture import Picture
-from qvl.parity.case import Case
-from qvl.parity.comparison import ask_missing, header_of
+from qvl.parity.case import Case, digest
+from qvl.parity.comparison import ask_missing, header_of, measure_noise
 from qvl.parity.record_file import RecordFile
 from qvl.parity.sides import LiveSide, SideLike
 from qvl.types import JsonObject
@@ -36,10 +36,13 @@ async def record_cases(
     path: Path,
     request: JsonMapping,
     advance: Callable[[], None] = lambda: None,
+    *,
+    self_check: bool = False,
 ) -> int:
     """Record what `source` answers to `cases` in `path`, pictures included; return how many failed.
 
-    A file that is there goes on where it ended, and cases that failed are asked again.
+    A file that is there goes on where it ended, and cases that failed are asked again. With `self_check` it is asked
+    twice about the first cases, so that the file also tells what it differs by from itself.
 
     Raises:
         ConfigError: the file is of another side or other cases, or what would fail for every case.
@@ -47,10 +50,12 @@ async def record_cases(
     side = LiveSide(source, request)
     try:
         await side.open()
-        with RecordFile(path, header_of(side, cases, request)) as record:
+        with RecordFile(path, header_of(side, await asyncio.to_thread(digest, cases), request)) as record:
             for case in cases:
                 if case.id not in record.cases:
                     record.add_case(await asyncio.to_thread(_as_json, case))
+            if self_check and record.self_check is None:
+                record.add_self_check(await measure_noise(side, cases))
             await ask_missing(side, cases, record, advance)
             return sum(case.id in record.failed for case in cases)
     finally:

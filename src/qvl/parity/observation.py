@@ -78,6 +78,30 @@ class Observation:
         return _reader().validate_python(data)
 
 
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """A asked twice: how many cases, in how many the answers are the same, and how far log-probabilities lie apart.
+
+    `ties` are the cases in which only a near tie fell the other way; `deviation` is in nats.
+    """
+
+    cases: int
+    same: int
+    ties: int
+    deviation: float
+
+    @classmethod
+    def read(cls, data: JsonMapping) -> SelfCheck:
+        """Return the self-check of its fields.
+
+        Raises:
+            ValueError: they are none of one.
+        """
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(cls).validate_python(data)
+
+
 @functools.cache
 def _reader() -> TypeAdapter[Observation]:
     from pydantic import TypeAdapter

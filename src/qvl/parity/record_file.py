@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
@@ -12,7 +13,7 @@ from typing import BinaryIO, Final
 
 from qvl._version import __version__
 from qvl.errors import ConfigError, write_failed
-from qvl.parity.observation import Observation
+from qvl.parity.observation import Observation, SelfCheck
 from qvl.types import JsonMapping, JsonObject
 
 FORMAT: Final = "qvl-parity"
@@ -41,6 +42,7 @@ class RecordFile:
         places: by case, where its observation is.
         failed: the cases whose observation is an error.
         cases: by case, where what it asks is; empty where pictures are not recorded.
+        self_check: the noise of the side; None if it was not measured.
 
     Raises:
         ConfigError: it is no such file, damaged, or of another run; it cannot be read or written.
@@ -53,6 +55,7 @@ class RecordFile:
         self.places: dict[str, int] = {}
         self.failed: set[str] = set()
         self.cases: dict[str, int] = {}
+        self.self_check: SelfCheck | None = None
         try:
             self._file: BinaryIO = path.open("rb" if header is None else "r+b" if path.exists() else "w+b")
         except OSError as exc:
@@ -85,6 +88,8 @@ class RecordFile:
                     found = self._header(value, whole=wanted is None)
                 elif "observation" in value:
                     self._place(str(value["observation"]["case"]), start, value["observation"]["error"])
+                elif "self_check" in value:
+                    self.self_check = SelfCheck.read(value["self_check"])
                 else:
                     self.cases.setdefault(str(value["case"]["id"]), start)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
@@ -154,6 +159,11 @@ class RecordFile:
         """Append what a case asks, with its `id`, unless it is there."""
         if case["id"] not in self.cases:
             self.cases[case["id"]] = self._append({"case": case})
+
+    def add_self_check(self, checked: SelfCheck) -> None:
+        """Append what the side differs by from itself."""
+        self._append({"self_check": dataclasses.asdict(checked)})
+        self.self_check = checked
 
     def case(self, name: str) -> JsonObject:
         """Return what `add_case` was given."""

@@ -14,7 +14,7 @@ from qvl.evaluation.agreement import Counted, cases_to_meet, mean_interval
 from qvl.parity.budgets import Verdict, ends_told
 from qvl.parity.causes import Cause
 from qvl.parity.differences import LAYERS, Difference, Layer
-from qvl.parity.observation import Observation
+from qvl.parity.observation import Observation, SelfCheck
 from qvl.types import finite_json
 
 if TYPE_CHECKING:
@@ -42,16 +42,6 @@ class WorstCase:
     b: Observation
     facts: JsonMapping = field(default_factory=dict)
     pictures: Sequence[Picture] = field(default=(), compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class SelfCheck:
-    """A asked twice: how many cases, in how many the answers are the same, and how far log-probabilities lie apart."""
-
-    cases: int
-    same: int
-    ties: int
-    deviation: float
 
 
 @dataclass(frozen=True, slots=True)
