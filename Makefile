@@ -114,9 +114,11 @@ docs: $(STAMP) ## write docs/cli.md and the pages of chips, reports, fields and 
 	$(BIN)/python -m tests.backends.models_page docs/models.md
 	$(BIN)/python docs/build.py
 
-notebooks: $(STAMP) ## run the notebook of evidence, whose outputs are kept, and keep the new ones
-	cd examples/notebooks && MPLBACKEND=module://matplotlib_inline.backend_inline PATH=$(abspath $(BIN)):$$PATH jupyter-execute --inplace evidence.ipynb
-	$(BIN)/python -m tests.examples.tidy_notebook examples/notebooks/evidence.ipynb
+notebooks: $(STAMP) ## run the notebooks and keep what they show
+	cd examples/notebooks && for one in *.ipynb; do \
+		MPLBACKEND=module://matplotlib_inline.backend_inline PATH=$(abspath $(BIN)):$$PATH \
+		XDG_CACHE_HOME=$(abspath $(VENV))/notebooks jupyter-execute --inplace $$one || exit 1; done
+	$(BIN)/python -m tests.examples.tidy_notebook examples/notebooks/*.ipynb
 
 pins: ## write constraints.txt anew: the newest versions of what dev pulls in, with this torch
 	rm -rf $(BUILD)/pins && $(PYTHON) -m venv $(BUILD)/pins

@@ -47,22 +47,22 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return start
 
 
-def test_there_are_five_and_readme_leads_to_each() -> None:
+def test_there_are_six_and_readme_leads_to_each() -> None:
     names = [path.stem for path in NOTEBOOKS]
-    assert names == ["agent", "evidence", "many_pictures", "quickstart", "serving_and_measuring"]
+    assert names == ["agent", "evidence", "many_pictures", "parity", "quickstart", "serving_and_measuring"]
     readme = README.read_text(encoding="utf-8")
     assert all(f"examples/notebooks/{name}.ipynb" in readme for name in names)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_they_are_kept_without_this_machine_and_one_alone_with_its_outputs(path: Path) -> None:
+def test_they_are_kept_with_their_outputs_and_without_this_machine(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    if path.stem == "evidence":
-        assert_shows_evidence(notebook)
-    else:
-        assert outputs(notebook) == []
-        assert all(cell.get("execution_count") is None for cell in notebook.cells)
+    assert_shows(path.stem, notebook)
+    # Each cell as it was run last, from top to bottom.
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert path.stat().st_size < 400_000
     assert notebook.metadata.kernelspec.name == "python3"
     for folder in ("/home/", "/tmp/", "/root/", "/work/"):
         assert folder not in path.read_text(encoding="utf-8")
@@ -79,25 +79,45 @@ def assert_shows_evidence(notebook: Any) -> None:
     assert "told: None {'brand': 'below_threshold'}" in text
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_from_top_to_bottom_with_pictures_a_table_and_a_plot(path: Path, run: Any) -> None:
-    notebook = run(path)
+def assert_shows(name: str, notebook: Any) -> None:
+    """Pictures, a table and a plot, and what the notebook promises."""
     html = shown(notebook, "text/html")
     assert shown(notebook, "image/png"), "no plot"
     assert "<table" in html
     assert "<img" in html or shown(notebook, "image/png").count("\n\n") > 1
-    assert "Traceback" not in printed(notebook, "stderr")
-    words = {
-        "quickstart": ("NORVIK", "QUBANA miss hit", "手机"),
-        "many_pictures": ("no such file", "right", "'hit'"),
-        "evidence": ("NORVIK", "wrote calibration.json"),
-        "agent": ("model: look at the picture", "Haxley Iris 100", "0 inferences"),
-        "serving_and_measuring": ("NORVIK", "12 of 12", "request_id", "exit code 0"),
-    }
-    if path.stem == "evidence":
-        assert_shows_evidence(notebook)
     text = html + printed(notebook) + shown(notebook, "text/plain")
-    for word in words[path.stem]:
+    for word in WORDS[name]:
         assert word in text, word
+    if name == "evidence":
+        assert_shows_evidence(notebook)
+
+
+WORDS = {
+    "quickstart": ("NORVIK", "QUBANA miss hit", "手机", "'shoe'"),
+    "many_pictures": (
+        *(
+            "no such file",
+            "attributes.color",
+            "confidence.brand",
+            "the row has no picture",
+            "did you mean 'concurrency'",
+        ),
+        *("Sorted", "'hit'"),
+    ),
+    "evidence": ("NORVIK", "wrote calibration.json"),
+    "parity": (
+        *("no difference found at any layer", "log-probabilities", "field.brand", "A has dtype float32, B bfloat16"),
+        *("within, exit code 0", "undecided, exit code 2"),
+    ),
+    "agent": ("model: look at the picture", "Haxley Iris 100", "0 inferences"),
+    "serving_and_measuring": ("NORVIK", "12 of 12", "request_id", "exit code 0"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs_from_top_to_bottom(path: Path, run: Any) -> None:
+    notebook = run(path)
+    assert "Traceback" not in printed(notebook, "stderr")
+    assert_shows(path.stem, notebook)
