@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -14,10 +15,12 @@ from qvl.cli import app
 from qvl.evaluation.against import against
 from qvl.evaluation.evaluate import EvalReport, Evaluator, similarity
 from qvl.evaluation.labelled import read_labelled
+from qvl.html.evaluate import eval_html
 from qvl.types import JsonObject
 from tests.evaluation.shelf import Reader
 from tests.media.films import film
 
+stats = pytest.importorskip("scipy.stats")
 BOX = {"x1": 0, "y1": 0, "x2": 10, "y2": 10}
 SCHEMA: JsonObject = {
     "type": "object",
@@ -94,6 +97,68 @@ async def test_a_worse_model_is_beyond_what_is_allowed(tmp_path: Path) -> None:
     assert against(good, bad, 0.05).standing == "within"
     assert against(good, good, 0.001).standing == "undecided"
     assert against(good, good, None).standing == "told"
+
+
+@pytest.mark.anyio
+async def test_what_is_no_mere_right_or_wrong_is_compared_line_by_line(tmp_path: Path) -> None:
+    """Both are wrong in each line, so that right and wrong tell nothing: one is nearer in every measure."""
+    label: JsonObject = {"brand": "NORVIK", "tags": ["red", "blue"], "where": BOX}
+    path = shelf(tmp_path, [label for _ in range(12)])
+    near = {"brand": "NORVIX", "tags": ["red", "green"], "where": {**BOX, "x2": 25}}
+    far = {"brand": "OTHER", "tags": ["green"], "where": {**BOX, "x2": 90}}
+    one = await evaluated(path, Reader(answer=lambda sure: near if sure < 0.608 else far))
+    other = await evaluated(path, Reader(answer=lambda sure: far))
+    found = against(one, other, 0.05)
+    assert {name: paired.difference for name, paired in found.fields.items() if paired.difference} == {}
+    scores = {(score.field, score.measure): score for score in found.scores}
+    assert {*scores} == {("brand", "similarity"), ("tags", "F1"), ("tags.*", "similarity"), ("where", "IoU")}
+    for (name, measure), score in scores.items():
+        lines = sorted({line for line, field, kind in one.scores if (field, kind) == (name, measure)})
+        pairs = [(other.scores[line, name, measure], one.scores[line, name, measure]) for line in lines]
+        assert score.count == len(pairs) == 12
+        assert score.b - score.a == pytest.approx(score.difference)
+        known = stats.bootstrap(
+            ([b - a for a, b in pairs],), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)
+        ).confidence_interval
+        assert score.interval == pytest.approx((known.low, known.high), abs=0.02)
+        assert 0 < score.interval[0] <= score.difference <= score.interval[1]
+    few = against(one, one, None)
+    assert [score.difference for score in few.scores] == [0.0] * 4
+    page = eval_html(one.to_json(), found.to_json(), {})
+    assert "bootstrap over lines" in page
+
+
+@pytest.mark.anyio
+async def test_few_lines_tell_no_interval_of_a_measure(tmp_path: Path) -> None:
+    path = shelf(tmp_path, [{"brand": "NORVIK"} for _ in range(9)])
+    one = await evaluated(path, Reader(answer=lambda sure: {"brand": "NORVIX"}))
+    (score,) = against(one, one, None).scores
+    assert (score.count, score.interval) == (9, None)
+    json.dumps(against(one, one, None).to_json(), allow_nan=False)
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_does_not_come_is_near_to_nothing(tmp_path: Path) -> None:
+    path = shelf(tmp_path, [{"brand": "NORVIK", "tags": ["a"]}, {"brand": "NORVIK", "tags": ["a"]}])
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    report = await evaluated(path, Reader(answer=lambda sure: {"brand": "NORVIK", "tags": ["a"]}))
+    scores = {score.name: score for score in report.fields}
+    assert scores["brand"].similarity == 0.5
+    assert scores["tags"].items is not None
+    assert scores["tags"].items.recall == 0.5
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("told", [[], ["red"], ["red", "blue"], ["blue", "red"], None])
+@pytest.mark.parametrize("label", [[], ["red"], ["red", "blue"]])
+async def test_every_field_has_labels(tmp_path: Path, label: list[str], told: list[str] | None) -> None:
+    """A list counts as a whole, and by its items; numbers that JSON does not have come nowhere."""
+    path = shelf(tmp_path, [{"tags": label}])
+    report = await evaluated(path, Reader(answer=lambda sure: {} if told is None else {"tags": told}))
+    assert all(score.labels for score in report.fields)
+    (tags,) = (score for score in report.fields if score.name == "tags")
+    assert (tags.labels, bool(tags.right)) == (1, told == label)
+    json.dumps(report.to_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,10 @@ def _show(report: EvalReport, both: Against | None) -> None:
         gain = (f"{paired.difference:+.1%}", f"{low:+.1%} to {high:+.1%}", f"{paired.p_value:.3g}")
         table.add_row(*map(Text, (name, *shares, *gain)))
     console.print(table)
+    for score in (one for one in both.scores if one.interval is not None or one.difference):
+        lies = "" if score.interval is None else f" [{score.interval[0]:+.3f}, {score.interval[1]:+.3f}]"
+        text = f"{score.field}, {score.measure}: {score.b:.3f}, against {score.a:.3f}: {score.difference:+.3f}{lies}"
+        console.print(Text(text))
     if both.allow is not None:
         need = f"; about {both.lines_needed} lines would tell" if both.standing == "undecided" else ""
         console.print(Text(f"a loss of {both.allow:.2%} is allowed: {both.standing}{need}"))

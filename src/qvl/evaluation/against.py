@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from qvl.calibration.calibration_file import field_name, prefixes
-from qvl.evaluation.agreement import Paired, cases_to_tell, mcnemar
+from qvl.evaluation.agreement import LEAST_VALUES, Paired, cases_to_tell, mcnemar, paired_bootstrap
 from qvl.evaluation.collect import ANSWER
 
 if TYPE_CHECKING:
     from qvl.evaluation.evaluate import EvalReport
+    from qvl.evaluation.measures import Interval
     from qvl.types import JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class PairedScore:
+    """A measure of a field that is no mere right or wrong: the means of both over the same lines, and what B gains.
+
+    `measure` is "similarity" of texts, "IoU" of boxes or "F1" of lists; `interval` is where the gain lies with 95 %
+    (paired bootstrap over lines), None where so few lines, or gains that are all the same, do not tell.
+    """
+
+    field: str
+    measure: str
+    count: int
+    a: float
+    b: float
+    difference: float
+    interval: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +49,7 @@ class Against:
     allow: float | None
     standing: Literal["within", "beyond", "undecided", "told"]
     lines_needed: int
+    scores: Sequence[PairedScore] = ()
 
     def to_json(self) -> JsonObject:
         """Return the comparison as JSON values."""
@@ -37,6 +57,7 @@ class Against:
             "model": self.other.model,
             "report": self.other.to_json(),
             "fields": {name: dataclasses.asdict(paired) for name, paired in self.fields.items()},
+            "scores": [dataclasses.asdict(score) for score in self.scores],
             "allow": self.allow,
             "standing": self.standing,
             "lines_needed": self.lines_needed,
@@ -55,7 +76,25 @@ def against(model: EvalReport, other: EvalReport, allow: float | None) -> Agains
         low, high = whole.interval
         standing = "within" if low >= -allow else "beyond" if high < -allow else "undecided"
     parting = (whole.only_a + whole.only_b) / whole.count
-    return Against(other, fields, allow, standing, cases_to_tell(allow or 0.01, parting))
+    needed = cases_to_tell(allow or 0.01, parting)
+    return Against(other, fields, allow, standing, needed, _scores(other, model))
+
+
+def _scores(other: EvalReport, model: EvalReport) -> list[PairedScore]:
+    """Return the comparison of each measure of each field, over the lines that both were asked about."""
+    paired: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for (line, name, measure), score in other.scores.items():
+        if (line, name, measure) in model.scores:
+            paired.setdefault((name, measure), []).append((score, model.scores[line, name, measure]))
+    found = []
+    for (name, measure), scores in sorted(paired.items()):
+        a, b = ([*side] for side in zip(*scores, strict=True))
+        mean_a, mean_b = statistics.fmean(a), statistics.fmean(b)
+        # Of gains that are all the same, drawing them again tells nothing of others.
+        alike = len({y - x for x, y in scores}) == 1
+        interval = None if alike or len(a) < LEAST_VALUES else paired_bootstrap(a, b)
+        found.append(PairedScore(name, measure, len(a), mean_a, mean_b, mean_b - mean_a, interval))
+    return found
 
 
 def _by_line(other: EvalReport, model: EvalReport) -> dict[str, dict[str, tuple[bool, bool]]]:

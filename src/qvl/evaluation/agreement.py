@@ -17,6 +17,8 @@ CONFIDENCE: Final = 0.95
 POWER: Final = 0.8
 # With fewer values a bootstrap says less than it seems to.
 LEAST_VALUES: Final = 10
+# Of more cases that part, the exact test and the normal one take the same number but for a few.
+_MOST_EXACT: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +125,57 @@ def cases_to_meet(rate: float, confidence: float = CONFIDENCE) -> int:
 
 
 def cases_to_tell(change: float, parting: float, power: float = POWER, confidence: float = CONFIDENCE) -> int:
-    """Return how many labelled cases McNemar's test takes to see a `change` of accuracy with `power`.
+    """Return how many labelled cases the exact test of `mcnemar` takes to see a `change` of accuracy with `power`.
 
-    `parting` is the share of cases that exactly one side has right; at least `change`. Source: Connor, 1987.
+    `parting` is the share of cases that exactly one side has right; at least `change`.
     """
     parting = max(parting, change)
     normal = NormalDist()
     alpha, beta = normal.inv_cdf(0.5 + confidence / 2), normal.inv_cdf(power)
     root = alpha * math.sqrt(parting) + beta * math.sqrt(max(0.0, parting - change**2))
-    return math.ceil((root / change) ** 2)
+    # Connor, 1987: the test that takes the normal distribution for the binomial one. The exact one takes some more.
+    count = (root / change) ** 2
+    most = 1.3 * count * parting + 50
+    if most > _MOST_EXACT:
+        return math.ceil(count + 2 / change)
+    seen = _seen_by_parting(math.ceil(most), (1 + change / parting) / 2, 1 - confidence)
+    found = max(1, math.floor(count))
+    step = max(1, found // 400)
+    while _power(found, parting, seen) < power:
+        found += step
+    return found
+
+
+def _seen_by_parting(most: int, share: float, alpha: float) -> list[float]:
+    """Return how often the exact test sees a change among m cases that part, for m from 0 to `most`.
+
+    `share` is that of the cases that the better side alone has right.
+    """
+    # Distributions of the smaller number: where no side is better, and where A, or B, has the smaller one.
+    shares, tails, least, found = (0.5, 1 - share, share), [0.0, 0.0, 0.0], -1, [0.0]
+    for count in range(1, most + 1):
+        if least >= 0:
+            tails = [tail - one * _binomial(least, count - 1, one) for tail, one in zip(tails, shares, strict=True)]
+        while 2 * (tails[0] + _binomial(least + 1, count, 0.5)) <= alpha:
+            least += 1
+            tails = [tail + _binomial(least, count, one) for tail, one in zip(tails, shares, strict=True)]
+        found.append(tails[1] + tails[2])
+    return found
+
+
+def _power(count: int, parting: float, seen: Sequence[float]) -> float:
+    """Return the power of the test with `count` cases: the mean of `seen` over how many of them part."""
+    middle, spread = count * parting, 8 * math.sqrt(count * parting * (1 - parting)) + 1
+    places = range(max(0, math.floor(middle - spread)), min(count, math.ceil(middle + spread)) + 1)
+    return sum(_binomial(place, count, parting) * seen[min(place, len(seen) - 1)] for place in places)
+
+
+def _binomial(found: int, count: int, share: float) -> float:
+    """Return the probability of `found` out of `count` where each comes with `share`."""
+    if not 0.0 < share < 1.0:
+        return float(found == count * share)
+    chosen = math.lgamma(count + 1) - math.lgamma(found + 1) - math.lgamma(count - found + 1)
+    return math.exp(chosen + found * math.log(share) + (count - found) * math.log1p(-share))
 
 
 def cases_for_share(budget: float, share: float = 1.0, most: int = 1 << 20) -> int | None:

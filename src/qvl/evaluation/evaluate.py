@@ -14,9 +14,9 @@ import numpy as np
 from qvl.analysis.parse_answer import own_fields
 from qvl.calibration.calibration_file import field_name
 from qvl.evaluation.collect import ANSWER, Collected, Collector
-from qvl.evaluation.compare import compare, overlap, plain_text, value_at
+from qvl.evaluation.compare import compare, label_parts, overlap, plain_text, value_at
 from qvl.evaluation.measures import Interval, ece, wilson
-from qvl.types import Usage
+from qvl.types import Usage, finite_json
 
 if TYPE_CHECKING:
     from qvl.evaluation.collect import AnsweredLine
@@ -58,7 +58,8 @@ class FieldScore:
         right, labels: how many values are right, of so many; `interval` is where their share lies with 95 % (Wilson).
         unanswered: labels for which the answer had no value; they count as wrong.
         similarity: of texts: mean of 1 less the edit distance over the longer length; `iou`: mean overlap of boxes.
-        items: of lists.
+            What was not answered counts as 0.
+        items: of lists of scalars, of which `right` counts those that are right as a whole.
         calibration_error: of the confidences (ECE); None where a side tells none.
         confusion: how often each (label, answer) came; empty for what is no classification.
     """
@@ -80,7 +81,8 @@ class FieldScore:
 class EvalReport:
     """The accuracy of a model: by field, the whole answer first, and what it took.
 
-    `right` tells of each labelled value, by (line, field and path), whether it is right, for comparisons.
+    For comparisons, `right` tells of each labelled value, by (line, field and path), whether it is right, and `scores`
+    how near it is, by (line, field, measure): the line's mean "similarity" of texts, "IoU" of boxes, "F1" of lists.
     """
 
     model: str
@@ -91,13 +93,13 @@ class EvalReport:
     seconds: float
     wrong: Sequence[WrongPart]
     right: Mapping[tuple[str, str], bool] = field(repr=False, default_factory=dict)
+    scores: Mapping[tuple[str, str, str], float] = field(repr=False, default_factory=dict)
 
     def to_json(self) -> JsonObject:
         """Return the report as JSON values."""
-        told = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "right"}
-        for name in ("fields", "wrong"):
-            told[name] = [dataclasses.asdict(one) for one in told[name]]
-        return {**told, "usage": dataclasses.asdict(self.usage), "failed": dict(self.failed)}
+        told = dataclasses.asdict(dataclasses.replace(self, right={}, scores={}))
+        del told["right"], told["scores"]
+        return {name: finite_json(value) for name, value in told.items()}
 
 
 @dataclass(slots=True)
@@ -139,6 +141,7 @@ class Evaluator(Collector):
         """
         self._sums = {}
         self._right: dict[tuple[str, str], bool] = {}
+        self._scores: dict[tuple[str, str, str], list[float]] = {}
         self._wrong: list[WrongPart] = []
         self._usages: list[Usage] = []
         self._seconds = 0.0
@@ -157,15 +160,26 @@ class Evaluator(Collector):
             seconds=self._seconds,
             wrong=self._wrong[:SHOWN_WRONG],
             right=self._right,
+            scores={key: float(np.mean(values)) for key, values in self._scores.items()},
         )
 
     def _of(self, name: str) -> _Sums:
         return self._sums.setdefault(name, _Sums())
 
     def _failed(self, line: Labelled) -> None:
-        for path in [*self._paths(line), *(name for name in self.questions if name in line.expected)]:
-            self._count(line, field_name(path) if path not in self.questions else path, path, right=False)
-            self._of(field_name(path)).unanswered += 1
+        label = self._fields_of(line)
+        for path, wanted in label_parts(label, self._rules):
+            name = field_name(self._outer(path))
+            self._count(line, name, self._outer(path), right=False)
+            self._of(name).unanswered += 1
+            self._measure(line, name, wanted, None, right=False)
+        for path, items, _ in _lists(label, None):
+            self._items(line, self._outer(path), items, None, right=False)
+        for name in self.questions:
+            if name in line.expected:
+                self._count(line, name, name, right=False)
+                self._of(name).unanswered += 1
+                self._measure(line, name, line.expected[name], None, right=False)
         self._count(line, ANSWER, "", right=False)
 
     def _count(self, line: Labelled, name: str, path: str, *, right: bool) -> None:
@@ -179,7 +193,8 @@ class Evaluator(Collector):
             self._usages.append(answered.analysis.result.usage)
             self._seconds += answered.analysis.result.timing.total
             label = self._fields_of(line)
-            for part in compare(label, told, self._rules):
+            parts = list(compare(label, told, self._rules))
+            for part in parts:
                 there, wanted = value_at(label, part.path)
                 _, value = value_at(told, part.path)
                 path = self._outer(part.path)
@@ -187,7 +202,7 @@ class Evaluator(Collector):
                 every.append(part.right)
                 self._count(line, name, path, right=part.right)
                 if there:
-                    self._measure(self._of(name), wanted, value, part.right)
+                    self._measure(line, name, wanted, value, right=part.right)
                 if not part.answered and not part.right:
                     self._of(name).unanswered += 1
                 sure = answered.analysis.raw_field_confidence.get(path)
@@ -195,15 +210,16 @@ class Evaluator(Collector):
                     self._of(name).sure.append(sure)
                     self._of(name).sure_right.append(part.right)
                 self._note(line, path, wanted, value, right=part.right)
-            for path, wanted_items, value in _lists(label, told):
-                self._of(field_name(self._outer(path))).items.append(_matched(wanted_items, value))
+            for path, items, value in _lists(label, told):
+                whole = all(part.right for part in parts if f"{part.path}.".startswith(f"{path}."))
+                self._items(line, self._outer(path), items, value, right=whole)
         for decision in answered.decisions or ():
             name = decision.name or str(decision.question.instructions)
             right = decision.value == line.expected[name]
             every.append(right)
             self._usages.append(decision.usage)
             self._count(line, name, name, right=right)
-            self._measure(self._of(name), line.expected[name], decision.value, right)
+            self._measure(line, name, line.expected[name], decision.value, right=right)
             if decision.raw_confidence is not None:
                 self._of(name).sure.append(decision.raw_confidence)
                 self._of(name).sure_right.append(right)
@@ -211,12 +227,21 @@ class Evaluator(Collector):
         if every:
             self._count(line, ANSWER, "", right=all(every))
 
-    def _measure(self, sums: _Sums, label: object, value: object, right: bool) -> None:
+    def _items(self, line: Labelled, path: str, items: list[object], value: object, *, right: bool) -> None:
+        name, found = field_name(path), _matched(items, value)
+        self._of(name).items.append(found)
+        self._scores.setdefault((line.id, name, "F1"), []).append(_list_score([found]).f1)
+        if (line.id, path) not in self._right:
+            self._count(line, name, path, right=right)
+
+    def _measure(self, line: Labelled, name: str, label: object, value: object, *, right: bool) -> None:
+        sums = self._of(name)
         if isinstance(label, str):
             sums.similarities.append(1.0 if right else similarity(label, "" if value is None else str(value)))
-        shared = overlap(label, value)
-        if shared is not None:
-            sums.overlaps.append(shared)
+            self._scores.setdefault((line.id, name, "similarity"), []).append(sums.similarities[-1])
+        if overlap(label, label) is not None:
+            sums.overlaps.append(overlap(label, value) or 0.0)
+            self._scores.setdefault((line.id, name, "IoU"), []).append(sums.overlaps[-1])
         if label is None or isinstance(label, str | bool):
             wanted = plain_text(label) if label is not None else "null"
             told = plain_text(value) if value is not None else "null"

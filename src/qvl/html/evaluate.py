@@ -46,7 +46,7 @@ def _fields(fields: Sequence[JsonMapping]) -> str:
             (
                 one["name"],
                 f"{one['right']} of {one['labels']}",
-                f"{one['accuracy']:.1%}",
+                "" if one["accuracy"] is None else f"{one['accuracy']:.1%}",
                 f"{low:.1%}–{high:.1%}",
                 "" if one["items"] is None else f"{one['items']['f1']:.3f}",
                 *(
@@ -76,7 +76,16 @@ def _other(other: JsonMapping) -> str:
         )
     titles = ("", "this", "other", "gain", "95 % (Newcombe)", "right alone: this / other", "p (McNemar)")
     verdict = "" if other["allow"] is None else f"; a loss of {other['allow']:.2%} is allowed: {other['standing']}"
-    return f"<h2>Against {escape(other['model'])}{escape(verdict)}</h2>{_table(titles, rows)}"
+    whole = f"<h2>Against {escape(other['model'])}{escape(verdict)}</h2>{_table(titles, rows)}"
+    if not other["scores"]:
+        return whole
+    scores = []
+    for one in other["scores"]:
+        low, high = one["interval"] or (None, None)
+        lies = "" if low is None else f"{low:+.3f}–{high:+.3f}"
+        means = (f"{one['b']:.3f}", f"{one['a']:.3f}", f"{one['difference']:+.3f}")
+        scores.append((one["field"], one["measure"], *means, lies))
+    return whole + _table(("", "measure", "this", "other", "gain", "95 % (bootstrap over lines)"), scores)
 
 
 def _confusion(one: JsonMapping) -> str:
