@@ -14,7 +14,7 @@ from qvl.backends.local import backend as local_backend
 from qvl.backends.local.model.bandwidth import host_bandwidth
 from qvl.backends.local.model.device import open_device
 from qvl.backends.local.model.model_folder import bundled_folder
-from qvl.backends.local.model.model_size import ModelSize, size_of
+from qvl.backends.local.model.model_size import PUBLISHED, ModelSize, size_of
 from qvl.cli.fit import Form, Place, device_bandwidth, fit, fit_all, host_forms, in_16_bits, size_named
 from qvl.errors import ConfigError
 
@@ -103,8 +103,28 @@ def test_a_folder_is_told_as_table_and_as_json(qvl, monkeypatch):
     assert row["fits"]
     table = qvl("models", "--fit").out
     assert "about" in table
-    assert "too large:" in table
+    assert "no room" in table
+    assert "so much is not free now" in table
     assert "20.0 GB free of 100.0" in table
+
+
+def test_the_table_is_whole_at_80_columns_and_explains_what_it_has(qvl, monkeypatch):
+    forms = ("float32", "bfloat16", "int8")
+    every = tuple(
+        Form(backend, name, 1.0, 1.0, 2.0, 0.5, mixtures=backend == "local" and name != "int8")
+        for backend, name in (*(("local", form) for form in forms), ("openvino", "int8"), ("openvino", "int4"))
+    )
+    monkeypatch.setattr("qvl.cli.models.places", lambda: [replace(place(20.0), forms=every)])
+    monkeypatch.setenv("COLUMNS", "80")
+    table = qvl("models", "--fit").out
+    assert not [name for name in PUBLISHED if f"│ {name} " not in table]
+    assert "…" not in "".join(line for line in table.splitlines() if line.startswith("│"))
+    for words in ("no room is too large", "~: about", "-: this form takes no mixture"):
+        assert words in table
+    alone = qvl("models", "--fit", str(bundled_folder())).out
+    assert "~: about" in alone
+    for words in ("no room", "takes no mixture"):
+        assert words not in alone
 
 
 @pytest.mark.slow

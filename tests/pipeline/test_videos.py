@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from qvl import Pipeline, Result
+from qvl.backends.base import Capabilities
 from qvl.errors import ConfigError, RequestError, UnsupportedInputError
 from qvl.types import ImagePart, TextPart
 from tests.media.films import film
@@ -66,6 +69,31 @@ def test_frames_are_chosen_by_part_and_request(
     assert backend.requests[0].extra == {}
 
 
+@pytest.mark.parametrize("verb", ["ask", "analyze", "decide"])
+def test_adapter_and_template_of_a_request_reach_the_backend(verb: str) -> None:
+    class Adapted(TalkingBackend):
+        @property
+        def capabilities(self) -> Capabilities:
+            return replace(super().capabilities, fields=frozenset({"chat_template_kwargs"}))
+
+        def adapters(self) -> dict[str, str]:
+            return {"shelf": "digest"}
+
+    backend = Adapted(reply=lambda request: '{"brand": "NORVIK", "category": "mug", "attributes": {}}')
+    told: Any = {"adapter": "shelf", "chat_template_kwargs": {"enable_thinking": False}}
+    picture = Image.new("RGB", (64, 64))
+    with Pipeline(backend=backend, cache=None) as pipeline:
+        if verb == "decide":
+            pipeline.decide(picture, "Is it blue?", **told)
+        else:
+            getattr(pipeline, verb)(picture, *(["What?"] if verb == "ask" else []), **told)
+        if verb == "analyze":
+            pipeline.analyze(picture, adapter="shelf", extra={"chat_template_kwargs": {"enable_thinking": False}})
+    for request in backend.requests:
+        assert request.adapter == "shelf"
+        assert dict(request.chat_template_kwargs) == {"enable_thinking": False}
+
+
 def test_every_form_of_a_part_is_one_answer(backend: TalkingBackend, clip: Path) -> None:
     data = base64.b64encode(clip.read_bytes()).decode()
     url = f"data:video/mp4;base64,{data}"
@@ -84,6 +112,35 @@ def test_every_form_of_a_part_is_one_answer(backend: TalkingBackend, clip: Path)
         other = {"type": "video", "video": str(clip), "nframes": 3}
         keys.add(pipeline.chat([{"role": "user", "content": [other, {"type": "text", "text": "q"}]}]).key)
     assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"nframes": 200}, "20 frames are shown instead of 200, all that there are"),
+        ({"nframes": 9, "video_start": 0.5, "video_end": 0.7}, "3 frames are shown instead of 9, all that there are"),
+        ({"fps": 30}, "20 frames are shown instead of the 60 of fps=30, all that there are"),
+        ({"nframes": 20}, None),
+        ({"fps": 30, "max_frames": 5}, None),
+        ({}, None),
+    ],
+)
+def test_frames_that_a_film_does_not_have_are_told(clip: Path, asked: dict[str, Any], words: str | None) -> None:
+    with Pipeline(backend=Roomy(), cache="memory:") as pipeline:
+        told = [note for note in pipeline.ask(clip, "q", video=asked).notes if "instead of" in note]
+        assert told == ([] if words is None else [f"{clip}: {words}"])
+        if "nframes" in asked and asked["nframes"] > 20:
+            other = pipeline.ask(clip, "q", video={"nframes": 20})
+            assert other.cache == "hit"
+            assert not [note for note in other.notes if "instead of" in note]
+
+
+class Roomy(TalkingBackend):
+    """One that takes more pictures."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, images=64)
 
 
 def test_what_cannot_be_is_refused_by_name(backend: TalkingBackend, clip: Path) -> None:

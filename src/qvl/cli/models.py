@@ -129,13 +129,13 @@ def _show_fit(model: str | None, *, as_json: bool) -> None:
     from qvl.cli.console import stdout
 
     console = stdout()
-    short = {name: name for name in sizes} if model is not None else dict(zip(sizes, PUBLISHED, strict=True))
+    short = {name: Path(name).name for name in sizes} if model is not None else dict(zip(sizes, PUBLISHED, strict=True))
     for place in memories:
         free, total, speed = place.free / 1e9, place.total / 1e9, place.bandwidth / 1e9
         title = f"{place.name} ({place.device}): {free:.1f} GB free of {total:.1f}, read at {speed:.0f} GB/s"
         console.print(Text(title))
         table = Table()
-        table.add_column("model", overflow="fold", no_wrap=model is None)
+        table.add_column("model", overflow="fold", no_wrap=model is None, min_width=18 if model is None else None)
         for form in place.forms:
             table.add_column(f"{form.backend}\n{form.name}", justify="right", no_wrap=True)
         for name in sizes:
@@ -151,28 +151,31 @@ def _show_fit(model: str | None, *, as_json: bool) -> None:
             "Qwen3-VL-2B: --model Qwen/Qwen3-VL-2B-Instruct, …; the bundled model (no --model) fits anywhere."
         )
     forms = [form for place in memories for form in place.forms]
-    for line in _legend(forms):
+    for line in _legend(forms, rows, mixtures=any(size.mixture for size in sizes.values())):
         console.print(line)
 
 
-def _legend(forms: list[Form]) -> list[str]:
-    """Return what the cells of `forms` mean."""
+def _legend(forms: list[Form], rows: list[Fit], *, mixtures: bool) -> list[str]:
+    """Return what the cells of `rows` mean; `mixtures` says whether some models are mixtures of experts."""
     kept = sorted({round(form.kv_share, 2) for form in forms if form.backend == "local"})
     shares = " or ".join(f"{share:.0%}" for share in kept)
     lines = [
-        f"GB that must be free (too large: are not): weights, {OVERHEAD / 1e9:g} GB, and as much that"
+        f"GB that must be free: weights, {OVERHEAD / 1e9:g} GB, and as much that"
         f" {SHORTEST_CONTEXT:,} tokens of KV fit into what the backend gives to it: local {shares} of what is"
-        " free then, openvino all.",
-        "~: about so many tokens a second, for one answer: what reading the weights allows, times "
-        + ", ".join(
+        " free then, openvino all."
+    ]
+    if not all(row["fits"] for row in rows):
+        lines.append("no room is too large: so much is not free now.")
+    if any(row["fits"] for row in rows):
+        shares_of = ", ".join(
             f"{form.share:.0%} ({form.backend} {form.name}: {'measured here' if form.measured else 'assumed'})"
             for form in forms
         )
-        + ".",
-    ]
-    if any(form.name == "float32" for form in forms):
+        what = "about so many tokens a second, for one answer: what reading the weights allows"
+        lines.append(f"~: {what}, times {shares_of}.")
+    if any(row["form"] == "float32" and row["fits"] for row in rows):
         lines.append("float32 is read from copies in 16 bits where there is memory for them, else at half the speed.")
-    if not all(form.mixtures for form in forms):
+    if mixtures and not all(form.mixtures for form in forms):
         lines.append("-: this form takes no mixture of experts.")
     if any(form.backend == "openvino" for form in forms):
         lines.append("openvino runs a folder that optimum-intel converted to this form: --model openvino:FOLDER.")
@@ -183,8 +186,13 @@ def _cell(row: Fit) -> Text:
     from rich.text import Text
 
     if not row["fits"]:
-        return Text(f"too large:\n{row['memory_gb']:.1f} GB", style="dim")
-    return Text(f"{row['memory_gb']:.1f} GB\n~{row['tokens_per_second']:g}/s")
+        return Text(f"{_few_digits(row['memory_gb'])} GB\nno room", style="dim")
+    return Text(f"{_few_digits(row['memory_gb'])} GB\n~{row['tokens_per_second']:g}/s")
+
+
+def _few_digits(gigabytes: float) -> str:
+    """Return a number that leaves room for others at 80 columns."""
+    return f"{gigabytes:.0f}" if gigabytes >= 100 else f"{gigabytes:.1f}"
 
 
 def _memory(place: Place) -> Memory:

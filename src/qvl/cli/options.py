@@ -63,6 +63,7 @@ class PipelineOptions:
     )
     device: Annotated[str | None, _model(help="npu, cuda, mps, cpu or auto.")] = None
     base_url: Annotated[list[str] | None, _model(help="Endpoint of openai: models; may be repeated.")] = None
+    lora: Annotated[str | None, _model(metavar="PATH", help="A LoRA adapter (PEFT) for all answers.")] = None
     option: Annotated[
         list[str] | None, _model("--option", "-O", metavar="NAME=VALUE", help="Anything else it takes.")
     ] = None
@@ -77,7 +78,8 @@ class PipelineOptions:
     pages: Annotated[str | None, _answer(metavar="1-3,7", help="Pages of PDFs; all if not named.")] = None
     max_tokens: Annotated[int | None, _answer(help="Longest answer, in tokens.")] = None
     param: Annotated[
-        list[str] | None, _answer("--param", "-p", metavar="NAME=VALUE", help="temperature=0.2, seed=1 …")
+        list[str] | None,
+        _answer("--param", "-p", metavar="NAME=VALUE", help="temperature=0.2, seed=1, enable_thinking=false …"),
     ] = None
     allowed_private: Annotated[list[str] | None, _answer(metavar="HOST", help="A private host to fetch from.")] = None
     calibration: Annotated[Path | None, _answer(help="What qvl calibrate wrote for this model.")] = None
@@ -99,7 +101,9 @@ class PipelineOptions:
         params = parse_args.pairs(self.param or (), "--param")
         if self.max_tokens is not None:
             params["max_tokens"] = self.max_tokens
+        template = parse_args.of_template(params)
         sampling_params(params)
+        params |= template
         if self.video:
             params["video"] = request_sampling(parse_args.pairs(self.video, "--video"), {})
         if self.pages is not None:
@@ -131,6 +135,13 @@ class PipelineOptions:
             options["device"] = self.device
         if self.base_url:
             options["base_url"] = list(self.base_url)
+        if self.lora is not None:
+            if "adapter" in options:
+                raise ConfigError("--lora and --option adapter=… are the same", hint="give one", param="adapter")
+            if (self.model or "").startswith("openai:"):
+                what = "--lora is of a model that runs here"
+                raise ConfigError(what, hint="of an endpoint name the adapter: --model openai:ADAPTER", param="adapter")
+            options["adapter"] = self.lora
         media = None
         if self.allowed_private:
             media = MediaPolicy(allowed_private=tuple(self.allowed_private))

@@ -52,7 +52,7 @@ app = typer.Typer(
 Target: TypeAlias = Annotated[
     str, typer.Argument(help="As --model takes it, its own options behind commas: MODEL,dtype=bfloat16")
 ]
-_NOT_OF_PARITY: Final = Without("model", "calibration", "abstain", "cache", "cache_mode")
+_NOT_OF_PARITY: Final = Without("model", "lora", "calibration", "abstain", "cache", "cache_mode")
 Settings: TypeAlias = Annotated[options.PipelineOptions, _NOT_OF_PARITY]
 SelfCheckFlag: TypeAlias = Annotated[
     bool, typer.Option("--self-check", help="Ask A twice first: its noise is what two equal sides differ by.")

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
     from qvl.pipeline.parse_parts import PictureLike
+    from qvl.pipeline.parse_request import RequestParams
     from qvl.types import JsonObject
 
     Pictures: TypeAlias = PictureLike | Sequence[PictureLike]
@@ -32,6 +33,8 @@ _EXAMPLES: Final = {
     "--header": "X-Team=vision",
     "--video": "fps=2",
 }
+# Variables of chat templates that are named like parameters.
+TEMPLATE_SWITCHES: Final = ("enable_thinking", "add_vision_id")
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -112,6 +115,34 @@ def pairs(texts: Sequence[str], option: str) -> JsonObject:
         except ValueError:
             values[name.strip()] = value
     return values
+
+
+def of_template(params: JsonObject) -> JsonObject:
+    """Return what `--param` says to the model's chat template, which is taken out of `params`.
+
+    `chat_template_kwargs={"enable_thinking": false}`, or the commoner ones of these by themselves.
+
+    Raises:
+        ConfigError: it is said twice, or an invalid value.
+    """
+    from qvl.pipeline.parse_request import template_fields
+    from qvl.types import EFFORTS
+
+    names = ("chat_template_kwargs", "reasoning_effort")
+    given: JsonObject = {name: params.pop(name) for name in names if name in params}
+    switches = {name: params.pop(name) for name in TEMPLATE_SWITCHES if name in params}
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"--param {name}={value} is neither true nor false", hint=f"{name}=false", param=name)
+    if given.get("reasoning_effort") not in (None, *EFFORTS):
+        what = f"--param reasoning_effort={given['reasoning_effort']} is unknown"
+        raise ConfigError(what, hint=", ".join(EFFORTS), param="reasoning_effort")
+    kwargs = dict(template_fields(cast("RequestParams", given), {})["chat_template_kwargs"])
+    if twice := next((name for name in switches if name in kwargs), None):
+        raise ConfigError(f"--param {twice} is given twice", hint="in chat_template_kwargs too", param=twice)
+    if kwargs or switches:
+        given["chat_template_kwargs"] = {**kwargs, **switches}
+    return given
 
 
 def backend_options(texts: Sequence[str]) -> JsonObject:

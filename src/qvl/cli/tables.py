@@ -26,8 +26,10 @@ _NARROW: Final = 100
 
 def took(record: PictureRecord) -> str:
     assert record.result is not None
-    subject = "answer" if record.analysis is None else "image analysis"
-    subject = subject if record.located is None else "locating"
+    subject = "answer" if record.located is None else "locating"
+    if record.analysis is not None:
+        kind = "video" if record.result.videos else "document" if record.analysis.pages else "image"
+        subject = f"{kind} analysis"
     return f"{subject} took {record.result.timing.total:.2f} s (cache {record.result.cache})"
 
 
@@ -129,8 +131,8 @@ def _analysis(record: PictureRecord) -> Table:
     if evidence:
         table.add_column("seen at", overflow="fold")
     for label, value, confidence in fields(record.analysis):
-        seen = evidence.get(label)
-        table.add_row(Text(label), Text(value), percent(confidence), "" if seen is None else place_of(seen))
+        place = [] if not evidence else [place_of(seen) if (seen := evidence.get(label)) is not None else ""]
+        table.add_row(Text(label), Text(value), percent(confidence), *place)
     if (seen := evidence.get("attributes")) is not None:
         table.add_row("attributes", "", "", place_of(seen))
     table.add_row("all fields", "", percent(record.analysis.confidence) or "unknown", style="bold")

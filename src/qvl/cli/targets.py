@@ -33,6 +33,8 @@ def build_target(
     mine = replace(
         settings,
         model=model,
+        # An adapter is of one model; a target names its own: MODEL,adapter=PATH.
+        lora=None,
         base_url=settings.base_url if remote and "base_url" not in names else None,
         device=None if remote or "device" in names else settings.device,
         option=[*(settings.option or ()), *own],

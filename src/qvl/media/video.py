@@ -28,6 +28,7 @@ class Video:
         fps: its frames a second, on average.
         source: short display name, as of a Picture.
         data: the source bytes; empty in a copy that has the frames alone.
+        note: what is said where fewer frames are shown than were asked for.
     """
 
     sha256: str
@@ -37,6 +38,7 @@ class Video:
     fps: float = field(compare=False)
     source: str = field(compare=False)
     data: bytes = field(repr=False, compare=False)
+    note: str = field(default="", repr=False, compare=False)
 
     @property
     def width(self) -> int:

@@ -81,7 +81,8 @@ def read_video(data: bytes, name: str, policy: MediaPolicy, sampling: VideoSampl
         for number, at in enumerate(chosen)
     )
     times = tuple(round(index.times[at], 6) for at in chosen)
-    return Video(f"sha256:{digest}", frames, times, index.duration, index.rate, name, data)
+    note = sampling.note_on(index.times, index.rate, len(chosen))
+    return Video(f"sha256:{digest}", frames, times, index.duration, index.rate, name, data, note)
 
 
 _CODE: Final = "video_unreadable"

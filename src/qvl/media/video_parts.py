@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from qvl.media.document import Document
@@ -28,6 +28,11 @@ def media_parts(medium: Medium) -> tuple[Part, ...]:
     for number, page in zip(medium.numbers, medium.pages, strict=True):
         parts += (TextPart(f"Page {number}:"), ImagePart(page))
     return tuple(parts)
+
+
+def video_notes(videos: Iterable[Video]) -> tuple[str, ...]:
+    """Return what a result says of videos of which fewer frames are shown than were asked for."""
+    return tuple(f"{video.source}: {video.note}" for video in videos if video.note)
 
 
 def bytes_with_files(request: ChatRequest) -> int:

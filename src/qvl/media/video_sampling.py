@@ -81,8 +81,7 @@ class VideoSampling:
         Raises:
             MediaError: no frame lies in the part, or more would be shown than allowed.
         """
-        first = 0 if self.video_start is None else bisect.bisect_left(times, self.video_start - 1e-6)
-        last = len(times) if self.video_end is None else bisect.bisect_right(times, self.video_end + 1e-6)
+        first, last = self._part(times)
         if first >= last:
             span = f"{self.video_start or 0:g} s and {times[-1] if self.video_end is None else self.video_end:g} s"
             raise MediaError(f"{name}: no frame between {span}", hint=f"its last one is at {times[-1]:.2f} s")
@@ -95,6 +94,29 @@ class VideoSampling:
         begin, end = times[first], times[last - 1]
         step = (end - begin) / max(1, count - 1)
         return sorted({_nearest(times, begin + number * step, first, last) for number in range(count)})
+
+    def note_on(self, times: Sequence[float], rate: float, shown: int) -> str:
+        """Return what is said where `shown` frames are fewer than were asked for, "" where they are not.
+
+        Args:
+            times: seconds of every frame, sorted.
+            rate: frames a second on average.
+            shown: how many are shown.
+        """
+        first, last = self._part(times)
+        whole = ", all that there are" if shown == last - first else ""
+        if self.nframes is not None and shown < self.nframes:
+            return f"{shown} frames are shown instead of {self.nframes}{whole}"
+        wanted = 0 if self.fps is None else int((last - first) / rate * self.fps)
+        if shown < min(wanted, LARGEST if self.max_frames is None else self.max_frames):
+            return f"{shown} frames are shown instead of the {wanted} of fps={self.fps:g}{whole}"
+        return ""
+
+    def _part(self, times: Sequence[float]) -> tuple[int, int]:
+        """Return (index of the first frame of the part that is looked at, index behind its last one)."""
+        first = 0 if self.video_start is None else bisect.bisect_left(times, self.video_start - 1e-6)
+        last = len(times) if self.video_end is None else bisect.bisect_right(times, self.video_end + 1e-6)
+        return first, last
 
     def _count(self, total: int, rate: float, most: int, name: str) -> int:
         if self.nframes is not None:

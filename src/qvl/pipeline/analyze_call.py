@@ -31,6 +31,7 @@ from qvl.pipeline.parse_request import (
     request_pages,
     request_sampling,
     sampling_params,
+    template_fields,
     unread_pictures,
 )
 from qvl.pipeline.single_flight import Written
@@ -78,6 +79,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         self.language = analysis.check_language(language)
         self._request_id = params.get("request_id") or new_request_id()
         self._extra = own_extra(params.get("extra"))
+        self._prompt = template_fields(params, self._extra)
         sampling_of_videos = request_sampling(params.get("video"), self._extra)
         limits = request_limits(params.get("max_pixels"), params.get("min_pixels"), self._extra)
         common = UnreadPicture("", limits, sampling_of_videos, pages=request_pages(params.get("pages")))
@@ -268,6 +270,8 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
             response_format=analysis.response_format(self.schema, asked) if have.json_schema else ResponseFormat(),
             request_id=self._request_id,
             extra=self._extra,
+            adapter=self._adapter,
+            **self._prompt,
         )
 
     async def run(self, generate: Generate, job: Job, emit: Written) -> Outcome:

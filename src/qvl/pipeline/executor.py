@@ -21,6 +21,7 @@ from qvl.chunks import unfold
 from qvl.errors import AnalysisError
 from qvl.log import logger
 from qvl.media.digest_cache import DigestCache
+from qvl.media.video_parts import video_notes
 from qvl.pipeline.cache_store import WORKERS, Store, from_entry, to_entry
 from qvl.pipeline.job import CacheHit, CacheMiss, Job, Outcome, Streaming
 from qvl.pipeline.load_pictures import decode_pictures, is_one_local, load_pictures, naming, read_pictures
@@ -47,7 +48,7 @@ class Executor:
     """Executes calls with a backend, a cache and a media policy.
 
     `admit` is a context around the work of every flight and `on_chunk` gets every chunk; the server uses them for
-    admission control and metrics. `notice` is printed before the model is loaded.
+    admission control and metrics. `notice` is printed once the model is loaded.
     """
 
     def __init__(
@@ -88,12 +89,12 @@ class Executor:
         async with self._opening:
             if self._opened:
                 return 0.0
-            if self._notice:
-                print(self._notice, file=sys.stderr)
-                self._notice = ""
             began = time.perf_counter()
             await self.backend.open()
             self._opened = True
+            if self._notice:
+                print(self._notice, file=sys.stderr)
+                self._notice = ""
             if self.calibrator is not None:
                 self.calibrator.check()
             self._loading = (began, time.perf_counter())
@@ -341,6 +342,8 @@ class Executor:
             key=job.key,
             pictures=job.request.pictures,
             videos=job.request.videos,
+            # Not of the answer that is kept: another request may have asked for these very frames.
+            notes=(*video_notes(job.request.videos), *outcome.result.notes),
         )
         for hook in self.plugins.hook.response_done.get_hookimpls():
             try:

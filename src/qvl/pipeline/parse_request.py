@@ -48,7 +48,7 @@ MEDIA_FIELDS: Final = ("fps", "num_frames")
 # Parameters of an analysis that are not SamplingParams.
 OF_REQUEST: Final = frozenset(
     {"request_id", "extra", "max_pixels", "min_pixels", "video", "pages", "language", "cache", "evidence", "abstain"}
-    | {"calibrated", "adapter"}
+    | {"calibrated", "adapter", "chat_template_kwargs", "reasoning_effort"}
 )
 SAMPLING_NAMES: Final = SamplingParams.names()
 GREEDY: Final = SamplingParams()
@@ -187,9 +187,9 @@ def draft_request(
         raise RequestError("messages must be a list", hint='[{"role": "user", "content": …}]', param="messages")
     params = sampling_params(sampling)
     own = own_extra(extra)
-    if chat_template_kwargs is None and isinstance(own.get("chat_template_kwargs"), Mapping):
-        # Where clients of endpoints put it.
-        chat_template_kwargs = own.pop("chat_template_kwargs")
+    template = template_fields(
+        {"chat_template_kwargs": chat_template_kwargs, "reasoning_effort": reasoning_effort}, own
+    )
     sampling_of_videos = request_sampling(video, own)
     limits = request_limits(max_pixels, min_pixels, own)
     common = UnreadPicture("", limits, sampling_of_videos, pages=request_pages(pages))
@@ -199,10 +199,9 @@ def draft_request(
         raise RequestError(f"{len(pictures)} pictures in one request", hint=f"at most {MAX_PICTURES}", param="messages")
     request = ChatRequest(
         messages=tuple([message for message, _ in turns]),
-        chat_template_kwargs=own_extra(chat_template_kwargs, "chat_template_kwargs"),
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
-        reasoning_effort=reasoning_effort,
+        **template,
         prompt=prompt if prompt is None or isinstance(prompt, str) else tuple(prompt),
         priority=priority,
         adapter=adapter,
@@ -216,6 +215,32 @@ def draft_request(
         extra=own,
     )
     return Draft(pictures, turns, request)
+
+
+class TemplateFields(TypedDict):
+    """What a request says to the model's chat template."""
+
+    chat_template_kwargs: JsonMapping
+    reasoning_effort: str | None
+
+
+def template_fields(params: RequestParams, extra: JsonObject) -> TemplateFields:
+    """Return what `params` say to the chat template; `chat_template_kwargs` of `extra` are taken out of it for that.
+
+    Raises:
+        ConfigError: `chat_template_kwargs` is not a mapping.
+    """
+    given = params.get("chat_template_kwargs")
+    if given is None and isinstance(extra.get("chat_template_kwargs"), Mapping):
+        # Where clients of endpoints put it.
+        given = extra.pop("chat_template_kwargs")
+    if given is not None and not isinstance(given, Mapping):
+        what = f"chat_template_kwargs is {str(given)[:40]!r}, not a mapping"
+        raise ConfigError(what, hint='{"enable_thinking": false}', param="chat_template_kwargs")
+    return {
+        "chat_template_kwargs": own_extra(given, "chat_template_kwargs"),
+        "reasoning_effort": params.get("reasoning_effort"),
+    }
 
 
 def listed(pictures: Pictures) -> list[PictureLike]:

@@ -127,7 +127,7 @@ class ChatChoice(TypedDict):
 
 
 class Notes(TypedDict, total=False):
-    """What was done otherwise than asked, such as a video whose frames were shown as pictures; left out if nothing."""
+    """The notes of an answer: deviations from the request, as a video shown as pictures; absent if there are none."""
 
     notes: list[str]
 

@@ -96,6 +96,18 @@ def test_each_refusal_of_the_hub_is_one_line_with_the_way_out(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("said", ["Got: ConnectError: no such host", "ConnectTimeout: no such host", "no such host"])
+def test_what_went_wrong_on_the_way_is_said_without_the_clients_words(
+    monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    def refuse(model: str, **asked: Any) -> str:
+        raise ConnectionError(said)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(BackendUnavailableError, match=f"^{HUB_ID} cannot be downloaded: no such host "):
+        loader.load(HUB_ID, open_device("cpu"))
+
+
 def test_offline_without_the_files_says_that_it_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(model: str, **asked: Any) -> str:
         raise refusal(LocalEntryNotFoundError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -49,6 +50,12 @@ def from_hub(model: str, revision: str | None, files: list[str]) -> Path:
     return Path(where)
 
 
+def _reason(exc: Exception) -> str:
+    """Return what went wrong on the way to the hub, without the words that its client puts around that."""
+    text = first_line(exc).removeprefix("Got: ")
+    return re.sub(r"^\w+(Error|Exception|Timeout): ", "", text) or type(exc).__name__
+
+
 def _hub_error(model: str, revision: str | None, exc: Exception) -> QvlError:
     kind = type(exc).__name__
     at = f" at revision {revision}" if revision else ""
@@ -59,7 +66,7 @@ def _hub_error(model: str, revision: str | None, exc: Exception) -> QvlError:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return ConfigError(f"{model}{at} is not in the local cache", hint="HF_HUB_OFFLINE is set: unset it once")
     return BackendUnavailableError(
-        f"{model} cannot be downloaded: {first_line(exc)}",
+        f"{model} cannot be downloaded: {_reason(exc)}",
         hint="name a local folder, set HF_ENDPOINT to a mirror, or QVL_HUB=modelscope",
     )
 
