@@ -6,12 +6,11 @@ signatures for programs without an event loop.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from functools import partial
 from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Unpack, overload
 
 from typing_extensions import TypeVar
 
@@ -23,11 +22,10 @@ from qvl.caches.open import cache_named
 from qvl.caches.policy import CacheMode
 from qvl.errors import ConfigError
 from qvl.pipeline.cache_store import Store
-from qvl.pipeline.call import Call, ChatCall
-from qvl.pipeline.check_names import check_names, check_names_of_map
+from qvl.pipeline.call import ChatCall
+from qvl.pipeline.check_names import check_names
 from qvl.pipeline.executor import Executor
 from qvl.pipeline.make_parts import make_backend, make_cache
-from qvl.pipeline.map_in_order import Answered, MapItem, map_in_order, unwrapped
 from qvl.pipeline.map_results import AsyncMapResults
 from qvl.pipeline.parse_message import MessageLike
 from qvl.pipeline.parse_request import (
@@ -39,7 +37,6 @@ from qvl.pipeline.parse_request import (
     listed,
     question_messages,
 )
-from qvl.pipeline.table_forms import is_table
 from qvl.plugins.host import PluginHost
 from qvl.types import Chunk, Result
 
@@ -64,12 +61,6 @@ TINY_NOTICE: Final = (
     "(examples/pictures), not photographs. Name a real one: --model Qwen/Qwen3-VL-8B-Instruct, QVL_MODEL, "
     "or Pipeline('Qwen/Qwen3-VL-8B-Instruct')."
 )
-# An engine of others may look up each of these by its name.
-ENGINE_DEFAULTS: Final[MapParams] = {"language": None, "keep_pictures": False, "cache": None}
-# Parameters that a question or the targets of `map` do without.
-_OF_ANALYSES: Final = frozenset({"language", "cache", "system"})
-_OF_MAP: Final = frozenset({"concurrency", "progress", "keep_pictures", "engine", "replicas", "ray_address"})
-_ANY_PICTURE: Final = "picture.png"
 
 
 class AsyncPipeline:
@@ -428,9 +419,8 @@ class AsyncPipeline:
         """Yield an item per picture in input order: analyzed, asked `question`, or with what `locate` names located.
 
         An item that fails has its `error`; the others continue. What is wrong with the request of every picture is
-        raised at once (ConfigError). Earlier answers come from the cache, so an
-        interrupted run can be resumed. `progress` shows a progress bar. Results drop their pictures to save memory,
-        unless `keep_pictures`.
+        raised at once (ConfigError). Earlier answers come from the cache, so an interrupted run can be resumed.
+        `progress` shows a progress bar. Results drop their pictures to save memory, unless `keep_pictures`.
 
         `engine="ray"` works through Ray Data: one actor a device, or `replicas` of them, on this machine or in the
         cluster at `ray_address` ("auto" or HOST:PORT). `concurrency` is then per actor, and `sources` must be finite.
@@ -439,84 +429,10 @@ class AsyncPipeline:
         What is returned is also a table, when read to its end: `.to_pandas()`, `.to_polars()`, `.to_dataset()`,
         `.to_parquet(path)` (the extra `data`) and `.to_csv(path)`.
         """
-        check_names_of_map(params, MapParams.__annotations__, question=question is not None, locate=locate is not None)
-        if (concurrency := params.get("concurrency")) is not None and concurrency < 1:
-            raise ConfigError("concurrency must be 1 or more", param="concurrency")
-        if isinstance(sources, str | bytes | PathLike):
-            raise ConfigError("map needs several pictures", hint="a list of them; analyze() or ask() takes one")
-        if is_table(sources):
-            hint = "qvl.analyze_frame(table, 'image'), or map(table['image'])"
-            raise ConfigError("map needs the pictures of a table, not the table", hint=hint)
-        if locate is not None and (question is not None or schema is not None):
-            raise ConfigError("map takes one of question, schema and locate", param="locate")
-        if params.get("engine") is None and (params.keys() & {"replicas", "ray_address"}):
-            raise ConfigError("replicas and ray_address are for engine='ray'", param="engine")
-        own = cast("MapParams", {name: value for name, value in params.items() if name in _OF_MAP})
-        asked = cast("MapParams", {name: value for name, value in params.items() if name not in _OF_MAP})
-        call_of = partial(self._map_call, question=question, schema=schema, locate=locate, points=points, params=asked)
-        # What is wrong with every picture's request is said once, and now.
-        call_of(_ANY_PICTURE)
-        if (engine := own.get("engine")) is None:
-            return AsyncMapResults(self._mapped(sources, call_of, own))
-        targets = {} if locate is None else {"locate": locate, "points": points}
-        kept = {"keep_pictures": own.get("keep_pictures", False)}
-        task = {"question": question, "schema": schema, **targets, **ENGINE_DEFAULTS, **asked, **kept}
-        items = self.executor.plugins.map_engines.build(
-            engine,
-            self,
-            sources,
-            task,
-            concurrency=concurrency or self.concurrency,
-            replicas=own.get("replicas"),
-            ray_address=own.get("ray_address"),
-            progress=own.get("progress", False),
-        )
-        return AsyncMapResults(items)
+        from qvl.pipeline.map_pictures import MapTask
 
-    def _map_call(
-        self,
-        source: Pictures,
-        *,
-        question: str | None,
-        schema: SchemaLike | None,
-        locate: str | Sequence[str] | None,
-        points: bool,
-        params: MapParams,
-    ) -> Call[Any]:
-        """Return the Call of one picture of `map`, its arguments parsed and validated."""
-        if locate is None and question is None:
-            return self.analyze_call(source, schema, params)
-        # A question, or a target, is in the language that it is written in.
-        asking = {name: value for name, value in params.items() if name not in _OF_ANALYSES}
-        if locate is not None:
-            from qvl.pipeline.locate_call import LocateCall
-
-            wanted, cache = cast("LocateParams", asking), params.get("cache")
-            return LocateCall(cast("PictureLike", source), locate, self.executor, cache, wanted, points=points)
-        messages = question_messages(source, cast("str", question), params.get("system"))
-        return self.chat_call(messages, params.get("cache"), cast("RequestParams", asking))
-
-    async def _mapped(
-        self, sources: Sources, call_of: Callable[[Pictures], Call[Any]], own: MapParams
-    ) -> AsyncGenerator[MapItem[object], None]:
-        loading = [await self.executor.open()] if self.backend.peek_identity() is None else []
-
-        from qvl.pipeline.analyze_call import AnalyzeCall
-        from qvl.pipeline.analyze_document import analyze
-
-        async def one(source: Pictures) -> tuple[Answered, Result]:
-            call = call_of(source)
-            answered: Answered = await (
-                analyze(self.executor, call) if isinstance(call, AnalyzeCall) else self.executor.execute(call)
-            )
-            return answered, answered if isinstance(answered, Result) else answered.result
-
-        concurrency, keep_pictures = own.get("concurrency"), own.get("keep_pictures", False)
-        async with aclosing(
-            map_in_order(sources, one, concurrency or self.concurrency, own.get("progress", False))
-        ) as items:
-            async for item in items:
-                yield unwrapped(item, loading.pop() if loading and item.ok else 0.0, keep_pictures=keep_pictures)
+        task = MapTask(self, question, schema, locate, params, points=points)
+        return AsyncMapResults(task.run(sources))
 
     def stats(self) -> dict[str, float]:
         """Return the counters of backend (`backend_…`) and cache (`cache_…`) and `num_flights`, the running flights."""
