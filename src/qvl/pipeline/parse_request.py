@@ -218,7 +218,7 @@ def draft_request(
 
 
 class TemplateFields(TypedDict):
-    """What a request says to the model's chat template."""
+    """The fields of a request that say something to the model's chat template."""
 
     chat_template_kwargs: JsonMapping
     reasoning_effort: str | None
