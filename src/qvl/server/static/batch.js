@@ -4,7 +4,7 @@ import { filesOf, linesOf } from "./batch_lines.js";
 import { toCsv } from "./csv.js";
 import { $, button, download, element, fail } from "./dom.js";
 import { leaves, shownValue } from "./fields_view.js";
-import { editedSchema } from "./schema_editor.js";
+import { KINDS } from "./kinds.js";
 import { settings, wrongSetting } from "./settings.js";
 
 let chosen = null; // {lines, notes, name}
@@ -14,7 +14,7 @@ const views = new Map();
 function take(files) {
   linesOf(files).then((found) => {
     const folder = (files[0].inside || files[0].webkitRelativePath || "").split("/")[0];
-    chosen = { ...found, name: files.find(({ name }) => /\.(csv|tsv)$/i.test(name))?.name ?? (folder || "Pictures") };
+    chosen = { ...found, name: files.find(({ name }) => /\.(csv|tsv)$/i.test(name))?.name ?? (folder || "Files") };
     fail("");
     showChosen();
   }, (error) => fail(error.message));
@@ -25,7 +25,7 @@ export const dropOnBatch = async (transfer) => take(await filesOf(transfer));
 function showChosen() {
   const own = chosen?.lines.filter(({ question }) => question).length;
   $("batch-chosen").textContent = chosen ? [
-    `${chosen.name}: ${chosen.lines.length} ${chosen.lines.length === 1 ? "picture" : "pictures"}.`, ...chosen.notes,
+    `${chosen.name}: ${chosen.lines.length} to ask about.`, ...chosen.notes,
     own ? `${own} have a question of their own.` : "",
   ].join(" ") : "";
   $("batch-start").disabled = !chosen;
@@ -37,8 +37,7 @@ async function start() {
   try {
     const wrong = wrongSetting();
     if (wrong) throw new Error(wrong);
-    form = kind === "analyze" ? { schema: editedSchema(), language: $("language").value, evidence: $("where").checked }
-      : { question: $("batch-question").value.trim() || $("batch-question").placeholder };
+    form = kind === "analyze" ? KINDS.analyze.form() : { question: $("batch-question").value.trim() || $("batch-question").placeholder };
   } catch (error) {
     fail(error.message);
     return;
@@ -89,7 +88,7 @@ async function view(batch) {
       ].filter(Boolean));
     },
     failed(line) {
-      if (failures.childElementCount < 5) failures.append(element("li", { className: "failed", textContent: `${line.name}: ${line.error}` }));
+      if (failures.childElementCount < 5) failures.append(element("li", { className: "failed", textContent: line.error.startsWith(line.name) ? line.error : `${line.name}: ${line.error}` }));
     },
   };
   if (count.failed) (await linesOfBatch(batch.id)).filter(({ state }) => state === "failed").forEach(made.failed);
@@ -124,6 +123,8 @@ async function goOn(made) {
   made.show();
 }
 
+const under = (head, told = {}) => Object.fromEntries(Object.entries(told).map(([path, value]) => [`${head}.${path}`, value]));
+
 async function save(batch, form) {
   const lines = await linesOfBatch(batch.id);
   const ended = lines.filter(({ state }) => state !== "waiting");
@@ -136,7 +137,7 @@ async function save(batch, form) {
   const flat = ended.map(({ name, own, found, error }) => {
     const told = batch.kind === "ask" ? { answer: found?.answer } : found && {
       ...Object.fromEntries(leaves(found.analysis).map(([path, value]) => [path, value && typeof value === "object" ? shownValue(value) : value])),
-      confidence: found.confidence,
+      confidence: found.confidence, ...under("pages", found.pages), ...under("abstained", found.abstained),
     };
     return { ...(own ?? { picture: name }), ...told, error };
   });

@@ -1,7 +1,11 @@
 // Runs a batch from this page. Each line is in IndexedDB with its answer, so a reload, or a crash, goes on where it was.
-import { askJson, chatBody, requestBody } from "./api.js";
+import { askJson, chatBody } from "./api.js";
 import { all, get, transaction } from "./database.js";
 import { sleep } from "./dom.js";
+import { bodyOf, KINDS } from "./kinds.js";
+import { withName } from "./names.js";
+import { typed } from "./pictures.js";
+import { partOf } from "./video_strip.js";
 
 const AT_A_TIME = 50;
 const LONGEST_WAIT = 30;
@@ -39,20 +43,18 @@ export async function againForFailed(id) {
 
 const dataUrl = (blob) => new Promise((resolve, reject) => {
   const reader = new FileReader();
-  reader.onload = () => resolve(reader.result);
-  reader.onerror = () => reject(new Error(`the picture cannot be read: ${reader.error.message}`));
+  reader.onload = () => resolve(typed(blob, reader.result));
+  reader.onerror = () => reject(new Error(`the file cannot be read: ${reader.error.message}`));
   // A file whose type the system does not know is told by its first bytes on the server.
   reader.readAsDataURL(blob.type ? blob : new Blob([blob], { type: "application/octet-stream" }));
 });
 
 async function request(batch, line) {
-  const url = typeof line.image === "string" ? line.image : await dataUrl(line.image);
+  const whole = typeof line.image === "string" ? line.image : await dataUrl(line.image);
+  const url = line.pages ? `${whole}#page=${line.pages}` : whole;
   const { form, settings } = batch;
-  if (batch.kind === "analyze") {
-    const fields = { image: url, language: form.language, schema: form.schema ?? undefined, evidence: form.evidence || undefined };
-    return ["v1/analyze", requestBody("v1/analyze", settings, fields)];
-  }
-  const content = [{ type: "image_url", image_url: { url } }, { type: "text", text: line.question ?? form.question }];
+  if (batch.kind === "analyze") return [KINDS.analyze.path, bodyOf("analyze", settings, form, url)];
+  const content = [partOf(url), { type: "text", text: line.question ?? form.question }];
   const system = settings.system ? [{ role: "system", content: settings.system }] : [];
   return ["v1/chat/completions", chatBody(settings, [...system, { role: "user", content }])];
 }
@@ -69,7 +71,7 @@ async function answer(batch, line, told, signal) {
       // Without a key that is accepted every line would fail: the batch waits for its person instead.
       if (error.name === "AbortError" || error.status === 401) throw error;
       if (!error.lost && ![429, 503].includes(error.status)) {
-        return { ...line, state: "failed", error: error.message.replace(/^(?:messages\[\d\]\.content\[0\](?:\.image_url)?|image): /, "") };
+        return { ...line, state: "failed", error: withName(error.message, line.name) };
       }
       const wait = Math.min(LONGEST_WAIT, error.wait || 2 ** Math.min(tries, 5));
       told(`${error.lost ? "The server cannot be reached" : error.message}; asked again in ${wait} s.`);

@@ -54,7 +54,8 @@ function sideView(side, number) {
       openCode("v1/chat/completions", chatBody(side.settings, messages(side)), side.settings))));
 }
 
-const rate = ({ usage, ms, first }) => (usage?.completion_tokens > 1 && ms > first
+const FEWEST = 10; // tokens, below which a rate says nothing
+const rate = ({ usage, ms, first }) => (usage?.completion_tokens >= FEWEST && ms > first
   ? ((usage.completion_tokens - 1) / ((ms - first) / 1000)).toFixed(1) : null);
 const turn = () => ({ role: "user", text: run.question, pictures: run.pictures });
 const messages = (side) => messagesOf([turn()], side.settings.system);

@@ -1,5 +1,6 @@
 // What a conversation is: {id, title, created, settings, turns}, and its forms for the API and for sharing.
 // A turn is {role: "user", text, pictures} or {role: "assistant", text, reasoning, told, failed}.
+import { withNames as named } from "./names.js";
 import { measure } from "./pictures.js";
 import { partOf } from "./video_strip.js";
 
@@ -23,12 +24,8 @@ export function messagesOf(turns, system) {
   ];
 }
 
-// The server names a picture by its place in the request; people know it by its name.
-export function withNames(message, turns, system) {
-  const said = turns.filter((turn) => turn.role === "user" || turn.text);
-  return message.replace(/messages\[(\d+)\]\.content\[(\d+)\](?:\.(?:image|video)_url)?(?=:)/g, (place, turn, part) =>
-    said[turn - (system ? 1 : 0)]?.pictures?.[part]?.name ?? place);
-}
+export const withNames = (message, turns, system) =>
+  named(message, turns.filter((turn) => turn.role === "user" || turn.text), system ? 1 : 0);
 
 export const titleOf = (conversation) => conversation.turns.find(({ role }) => role === "user")?.text.slice(0, 120) ?? "";
 

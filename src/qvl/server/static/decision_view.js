@@ -1,6 +1,6 @@
 // Answers with a fixed set of answers, as bars.
 import { element } from "./dom.js";
-import { joined, percent } from "./fields_view.js";
+import { barOf, joined, percent } from "./fields_view.js";
 
 // An answer in one word, and how probable it is: {said, sure}.
 export function decided(answer) {
@@ -26,12 +26,13 @@ function answerView(answer, name) {
     element("span", { className: "name", textContent: label }),
     element("meter", { min: 0, max: 1, value: share, ariaLabel: `probability of ${label}` }),
     element("span", { className: "figure", textContent: percent(share) }))));
+  if (Number.isFinite(answer.raw_confidence)) {
+    line.append(element("p", { className: "sure" }, `${best} is right with`, barOf(best, answer.confidence, answer.raw_confidence, true)));
+  }
   const mass = answer.label_mass;
   const told = [
     answer.type === "score" ? `score ${answer.score.toFixed(2)}` : null,
-    Number.isFinite(answer.raw_confidence) || answer.calibrated ? "calibrated" : null,
-    Number.isFinite(mass) ? `the model would have said one of these with ${percent(mass)}` : null,
-    mass !== null && mass < 0.1 ? "so little that the bars say little" : null,
+    Number.isFinite(mass) ? `the model's next words are one of these with ${percent(mass)}${mass < 0.1 ? ": the bars say little" : ""}` : null,
   ].filter(Boolean).join(" · ");
   line.append(element("p", { className: "how", textContent: told }));
   return line;

@@ -19,11 +19,21 @@ export const asDocument = (url) => url.replace(/^data:[^;,]*/, "data:application
 
 const pagesOf = (url) => PAGES.exec(url.slice(-200))?.[1] ?? "";
 
+// The page that an answer's overlay has in it, as a picture; taken out of the answer, which is shown and kept without.
+export function pageOf(name, found) {
+  const { overlay } = found;
+  delete found.overlay;
+  if (!overlay) return undefined;
+  const drawn = new TextDecoder().decode(Uint8Array.from(atob(overlay.split(",")[1]), (letter) => letter.charCodeAt(0)));
+  const shown = new DOMParser().parseFromString(drawn, "image/svg+xml").querySelector("image");
+  return { name, url: shown.getAttribute("href"), size: [Number(shown.getAttribute("width")), Number(shown.getAttribute("height"))] };
+}
+
 // A field for the pages that are shown, for the list of pictures; null for what is no document.
 export function pagesField(picture) {
   if (!isDocumentUrl(picture.url)) return null;
   const field = element("input", {
-    type: "text", className: "pages", value: pagesOf(picture.url), placeholder: "all pages, or 1-3,7",
+    type: "text", className: "pages", value: pagesOf(picture.url), placeholder: "all, or 1-3,7",
     ariaLabel: `Pages of ${picture.name}`,
   });
   field.onchange = () => {

@@ -1,9 +1,11 @@
 // The tabs Analyze, Locate and Decide: one request for each picture, a table of several results, one in full.
 import { askJson } from "./api.js";
 import { openCode } from "./code_dialog.js";
+import { isDocumentUrl, pageOf } from "./document_sheet.js";
 import { $, button, element, fail } from "./dom.js";
 import { changedHistory, keep, onOpen } from "./history.js";
 import { bodyOf, columnsOf, detail, KINDS } from "./kinds.js";
+import { withName } from "./names.js";
 import { current, replaceAll, whenRead } from "./pictures.js";
 import { startQuestions } from "./questions_editor.js";
 import { ResultsTable } from "./results_table.js";
@@ -52,12 +54,15 @@ function view(run) {
 async function one(run, row, signal) {
   try {
     await whenRead([row.picture], signal);
-    Object.assign(row, await askJson(KINDS[run.kind].path, bodyOf(run.kind, run.settings, run.form, row.picture.url), run.settings, signal));
+    const { name, url } = row.picture;
+    const body = bodyOf(run.kind, run.settings, run.form, url);
+    // A browser does not draw the page of a document: the server's own rendering is what places lie on.
+    const drawn = isDocumentUrl(url) && KINDS[run.kind].draws?.(run.form);
+    Object.assign(row, await askJson(KINDS[run.kind].path, drawn ? { ...body, overlay: "svg" } : body, run.settings, signal));
+    if (drawn) row.drawn = pageOf(name, row.found);
     delete row.failed;
   } catch (error) {
-    // The server names a picture by its place in the request; people know it by its name.
-    row.failed = error.name === "AbortError" ? "stopped"
-      : error.message.replace(/^(?:image|input\[0\]\.content\[0\](?:\.image_url)?)(?=:)/, row.picture.name);
+    row.failed = error.name === "AbortError" ? "stopped" : withName(error.message, row.picture.name);
   }
   run.redraw(row);
 }
@@ -95,7 +100,7 @@ async function ask(kind) {
   if (rows.length === 1 && rows[0].failed && rows[0].failed !== "stopped") fail(rows[0].failed);
   if (!rows.some(({ found }) => found)) return;
   await keep({
-    id: run.id, kind, form, settings: run.settings, rows: rows.map(({ picture, found, failed, cache, ms }) => ({ picture, found, failed, cache, ms })),
+    id: run.id, kind, form, settings: run.settings, rows: rows.map(({ picture, drawn, found, failed, cache, ms }) => ({ picture, drawn, found, failed, cache, ms })),
     title: KINDS[kind].title(form), thumbnail: rows[0].picture,
   });
   changedHistory();

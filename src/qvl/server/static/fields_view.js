@@ -1,6 +1,8 @@
 // What was found on one picture: fields with their confidences, the picture with the places, joined by pointing at either.
 import { element } from "./dom.js";
+import { isDocumentUrl } from "./document_sheet.js";
 import { pictureView } from "./picture_view.js";
+import { isVideoUrl, strip } from "./video_strip.js";
 
 const isBox = (value) => value && typeof value === "object" && ["x1", "y1", "x2", "y2"].every((name) => Number.isFinite(value[name]));
 const isPoint = (value) => value && typeof value === "object" && !isBox(value) && Number.isFinite(value.x) && Number.isFinite(value.y);
@@ -33,37 +35,55 @@ export function bar(share, name, calibrated = false) {
     calibrated ? element("span", { className: "badge", textContent: "calibrated", title: "So many of such answers are right." }) : null);
 }
 
-// Rows {path, value, sure, raw, untold}: one of each field, also of those that were too unsure to be told.
+// Rows {path, value, sure, raw, untold, page}: one of each field, also of those that were too unsure to be told.
 export function fieldRows(found) {
   const untold = found.abstained ?? {};
   const rows = leaves(found.analysis).filter(([path]) => path).map(([path, value]) => ({
     path, value, sure: found.field_confidence?.[path], raw: found.raw_field_confidence?.[path], untold: untold[path],
+    page: found.pages?.[path] ?? found.pages?.[path.split(/[.[]/)[0]],
   }));
   for (const [path, reason] of Object.entries(untold)) {
-    if (!rows.some((row) => row.path === path)) rows.push({ path, value: null, untold: reason, sure: found.field_confidence?.[path] });
+    if (rows.some((row) => row.path === path)) continue;
+    rows.push({ path, value: null, untold: reason, sure: found.field_confidence?.[path], raw: found.raw_field_confidence?.[path] });
   }
   return rows;
 }
 
+// The places on the first picture, which is the one that is shown.
 export function placesOf(found) {
   const told = Object.entries(found.evidence ?? {}).filter(([, place]) => place)
     .map(([name, { box, point }]) => ({ name, box, point }));
   const own = leaves(found.analysis).filter(([, value]) => isBox(value) || isPoint(value))
     .map(([name, value]) => (isBox(value) ? { name, box: value } : { name, point: value }));
-  return [...told, ...own];
+  return [...told, ...own].filter(isFirst);
+}
+
+const isFirst = ({ box, point }) => !(box ?? point).picture;
+
+// A bar with the model's own confidence beside a calibrated one.
+export function barOf(name, sure, raw, calibrated) {
+  const made = bar(sure, name, calibrated);
+  if (calibrated && Number.isFinite(raw)) made.append(element("span", { className: "how", textContent: `the model's own: ${percent(raw)}` }));
+  return made;
 }
 
 function fieldLine(row, calibrated) {
   const line = element("div", { className: "field", data: { path: row.path } },
     element("span", { className: "name", textContent: row.path }),
     row.untold ? element("span", { className: "untold" }, element("strong", { textContent: "cannot tell" }), ` (${row.untold})`)
-      : element("span", { className: "value", textContent: shownValue(row.value) }));
+      : element("span", { className: "value" }, shownValue(row.value),
+        row.page ? element("span", { className: "how", textContent: ` page ${row.page}` }) : null));
   if (Number.isFinite(row.sure)) {
-    const made = bar(row.sure, row.path, calibrated);
-    if (calibrated && Number.isFinite(row.raw)) made.append(element("span", { className: "how", textContent: `the model's own: ${percent(row.raw)}` }));
-    line.append(made);
+    line.append(barOf(row.path, row.sure, row.raw, calibrated));
   }
   return line;
+}
+
+// The picture with its places, a video as its frames; nothing of a document whose page is not here.
+function seen(picture, places, mark) {
+  if (!picture?.url || isDocumentUrl(picture.url)) return null;
+  return isVideoUrl(picture.url) ? { element: element("div", { className: "viewer" }, strip(picture)), mark: () => {} }
+    : pictureView(picture, places, mark);
 }
 
 // Joins lines and places: pointing at one marks the other. A line belongs to the place of its name, or of its first part.
@@ -73,7 +93,7 @@ export function joined(picture, places, lines) {
     view?.mark(names);
     for (const line of lines) line.classList.toggle("on", names.includes(placeOf(line.dataset.path)?.name));
   };
-  const view = picture?.url ? pictureView(picture, places, mark) : null;
+  const view = seen(picture, places, mark);
   for (const line of lines) {
     const place = placeOf(line.dataset.path);
     if (!place) continue;
@@ -94,8 +114,14 @@ export function analysisView(picture, found) {
     lines.push(element("div", { className: "field whole", data: { path: "" } },
       element("span", { className: "name", textContent: "all together" }), bar(found.confidence, "all together", calibrated)));
   }
-  return joined(picture, placesOf(found), lines);
+  const others = Object.values(found.evidence ?? {}).some((place) => place && !isFirst(place));
+  const made = joined(picture, placesOf(found), lines);
+  if (others) made.append(how("Drawn are the boxes of the first page shown; name one page beside the document to see its own."));
+  return made;
 }
+
+const how = (text) => element("p", { className: "how wide", textContent: text });
+const isCalibrated = ({ confidence_method: method }) => method === "calibrated";
 
 export function locatedView(picture, found) {
   const seen = new Map();
@@ -108,9 +134,12 @@ export function locatedView(picture, found) {
     const line = element("div", { className: "field", data: { path: item.name } },
       element("span", { className: "name", textContent: item.name }),
       element("span", { className: "value", textContent: shownValue(item.box ?? item.point) }));
-    if (Number.isFinite(item.confidence)) line.append(bar(item.confidence, item.name));
+    if (Number.isFinite(item.confidence)) line.append(barOf(item.name, item.confidence, item.raw_confidence, isCalibrated(item)));
     return line;
   });
+  const raw = items.some((item) => Number.isFinite(item.confidence) && !isCalibrated(item));
   if (!lines.length) lines.push(element("p", { textContent: "nothing located", data: { path: "" } }));
-  return joined(picture, items, lines);
+  const made = joined(picture, items, lines);
+  if (raw) made.append(how("A bar is how likely these very numbers were; a box that lies right may have a low one. A calibration tells more."));
+  return made;
 }

@@ -2,7 +2,7 @@
 import { requestBody } from "./api.js";
 import { $, element, facts, seconds, tokens } from "./dom.js";
 import { decided, decisionView } from "./decision_view.js";
-import { analysisView, bar, fieldRows, locatedView, percent, shownValue } from "./fields_view.js";
+import { analysisView, bar, fieldRows, locatedView, shownValue } from "./fields_view.js";
 import { editedQuestions, setQuestions } from "./questions_editor.js";
 import { editedSchema, setSchema } from "./schema_editor.js";
 import { posterOf } from "./video_strip.js";
@@ -10,6 +10,7 @@ import { posterOf } from "./video_strip.js";
 const MOST_COLUMNS = 60;
 const withBar = (value, sure, name, calibrated) => [element("span", { textContent: value }),
   ...(Number.isFinite(sure) ? [bar(sure, name, calibrated)] : [])];
+const answeredFrom = ({ found, cache }) => (found ? (cache === "hit" ? "from the cache" : "answered") : "…");
 const listed = () => ($("targets").value.trim() || $("targets").placeholder).split("\n").map((line) => line.trim()).filter(Boolean);
 
 // `form()` reads what was asked (throws in words), `fill(form)` shows it again, `body(form, url)` is the request of one picture.
@@ -28,6 +29,7 @@ export const KINDS = {
       image: url, language: form.language, evidence: form.evidence || undefined, schema: form.schema ?? undefined,
       abstain: form.abstain ? Number(form.abstain) : undefined,
     }),
+    draws: ({ schema, evidence }) => evidence || /"format":"(box|point)"/.test(JSON.stringify(schema)),
     view: (picture, found) => analysisView(picture, found),
     columns: (rows) => [...new Set(rows.flatMap(({ found }) => (found ? fieldRows(found).map(({ path }) => path) : [])))]
       .slice(0, MOST_COLUMNS).map((path) => {
@@ -58,6 +60,7 @@ export const KINDS = {
       $("points").checked = points;
     },
     body: ({ targets, points }, url) => ({ image: url, targets, points: points || undefined }),
+    draws: () => true,
     view: (picture, found) => locatedView(picture, found),
     columns: () => [
       { name: "located", value: ({ found }) => found?.located.length, cell: ({ found }) => String(found?.located.length ?? "") },
@@ -88,7 +91,7 @@ export const KINDS = {
       cell: ({ found }) => {
         if (!found) return "";
         const { said, sure } = decided(found.answers[index]);
-        return withBar(sure === null ? said : `${said} (${percent(sure)})`, sure, instructions, false);
+        return withBar(said, sure, instructions, false);
       },
     })),
   },
@@ -106,8 +109,8 @@ export function columnsOf(kind, rows, form) {
     ...KINDS[kind].columns(rows, form),
     {
       name: "state",
-      value: (row) => (row.failed ? `failed: ${row.failed}` : row.found ? row.cache : "…"),
-      cell: (row) => (row.failed ? element("span", { className: "failed", textContent: row.failed }) : row.found ? row.cache : "…"),
+      value: (row) => (row.failed ? `failed: ${row.failed}` : answeredFrom(row)),
+      cell: (row) => (row.failed ? element("span", { className: "failed", textContent: row.failed }) : answeredFrom(row)),
     },
     { name: "ms", value: (row) => (row.ms ? Math.round(row.ms) : null), cell: (row) => (row.ms ? seconds(row.ms) : "") },
   ];
@@ -121,7 +124,7 @@ export function detail(kind, row, form) {
   if (!row.found) return [element("p", { className: "how busy", textContent: "asked …" })];
   const { usage = {} } = row.found;
   const counted = usage.input_tokens === undefined ? usage : { prompt_tokens: usage.input_tokens, completion_tokens: usage.output_tokens };
-  return [KINDS[kind].view(row.picture.url ? row.picture : null, row.found, form),
+  return [KINDS[kind].view(row.drawn ?? (row.picture.url ? row.picture : null), row.found, form),
     ...(row.found.notes ?? []).map((note) => element("p", { className: "how", textContent: note })),
     facts({ model: row.found.model, cache: row.cache, total: seconds(row.ms), tokens: tokens(counted) })];
 }

@@ -5,7 +5,7 @@ import { posterOf } from "./video_strip.js";
 const MOST_ZOOM = 16;
 const COLOURS = 6; // classes place-0 … place-5
 
-// `places` are {name, box: {x1, y1, x2, y2}} or {name, point: {x, y}}, in pixels of the picture;
+// `places` are {name, box: {x1, y1, x2, y2}} or {name, point: {x, y}}, in pixels of the picture, or of its `size` [w, h];
 // hovered(names) is called as they are pointed at. The result has `element` and mark(names).
 export function pictureView(picture, places = [], hovered = () => {}) {
   const image = element("img", { src: posterOf(picture), alt: picture.name, draggable: false });
@@ -15,6 +15,7 @@ export function pictureView(picture, places = [], hovered = () => {}) {
     className: "frame", tabIndex: 0, role: "group", ariaLabel: `${picture.name}: plus and minus zoom, arrows move, 0 shows all of it`,
   }, moved);
   const view = { zoom: 1, x: 0, y: 0 };
+  const size = () => picture.size ?? [image.naturalWidth, image.naturalHeight];
 
   function show() {
     const room = 1 - view.zoom;
@@ -65,14 +66,15 @@ export function pictureView(picture, places = [], hovered = () => {}) {
   const marks = places.map((place, number) => mark(place, number, layer));
   layer.addEventListener("pointermove", (event) => {
     const at = layer.getBoundingClientRect();
-    const x = ((event.clientX - at.left) / at.width) * image.naturalWidth;
-    const y = ((event.clientY - at.top) / at.height) * image.naturalHeight;
-    hovered(under(places, x, y, Math.max(image.naturalWidth, image.naturalHeight) / 50));
+    const [wide, high] = size();
+    const x = ((event.clientX - at.left) / at.width) * wide;
+    const y = ((event.clientY - at.top) / at.height) * high;
+    hovered(under(places, x, y, Math.max(wide, high) / 50));
   });
   layer.addEventListener("pointerleave", () => hovered([]));
   image.addEventListener("load", () => {
-    layer.setAttribute("viewBox", `0 0 ${image.naturalWidth} ${image.naturalHeight}`);
-    const unit = Math.max(image.naturalWidth, image.naturalHeight) / 100;
+    layer.setAttribute("viewBox", `0 0 ${size().join(" ")}`);
+    const unit = Math.max(...size()) / 100;
     marks.forEach((one) => one.scale(unit));
   });
   const shown = element("span", { className: "how", textContent: "100 %" });

@@ -34,11 +34,14 @@ export async function measure(picture) {
   } catch { /* the server may still know the form */ }
 }
 
+// The data URL of a file as what it is: a browser has no media type for some.
+export const typed = (file, url) => (isVideo(file) ? asVideo(url) : isDocument(file) ? asDocument(url) : url);
+
 export function pictureOf(file, changed = () => {}) {
   const picture = { name: file.name || "pasted", url: null };
   // Never rejects: who waits for several reads wants them all, whichever fails.
   picture.reading = readFile(file).then(async (url) => {
-    picture.url = isVideo(file) ? asVideo(url) : isDocument(file) ? asDocument(url) : url;
+    picture.url = typed(file, url);
     changed(picture);
     await measure(picture);
     changed(picture);
@@ -49,11 +52,13 @@ export function pictureOf(file, changed = () => {}) {
   return picture;
 }
 
-export const isPicture = (file) => file.type.startsWith("image/") || /\.(avif|bmp|gif|jpe?g|png|tiff?|webp)$/i.test(file.name);
+const isPicture = (file) => file.type.startsWith("image/") || /\.(avif|bmp|gif|hei[cf]|jpe?g|jxl|png|tiff?|webp)$/i.test(file.name);
+
+export const isMedia = (file) => isPicture(file) || isVideo(file) || isDocument(file);
 
 export function add(files) {
   const list = current();
-  const images = [...files].filter((file) => isPicture(file) || isVideo(file) || isDocument(file));
+  const images = [...files].filter(isMedia);
   const others = [...files].filter((file) => !images.includes(file)).map((file) => file.name || "pasted");
   for (const file of images) {
     list.push(pictureOf(file, (picture) => {

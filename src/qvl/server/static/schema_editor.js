@@ -65,12 +65,13 @@ function showFields() {
     }) : null;
     const away = element("button", { type: "button", className: "away", textContent: "×", ariaLabel: `Remove field ${index + 1}` });
     away.onclick = () => { fields.splice(index, 1); showFields(); check(); };
+    const cell = (title, ...inside) => element("td", { data: { title } }, ...inside);
     return element("tr", {},
-      element("td", {}, element("input", { type: "text", ariaLabel: `Name of field ${index + 1}`, value: field.name, placeholder: "name", oninput: set("name") })),
-      element("td", {}, type, listed),
-      element("td", {}, element("input", { type: "text", ariaLabel: `What field ${index + 1} means`, value: field.about, placeholder: "what it means", oninput: set("about") })),
-      element("td", {}, element("input", { type: "checkbox", ariaLabel: `Field ${index + 1} must be told`, checked: field.needed, onchange: (event) => { field.needed = event.target.checked; check(); } })),
-      element("td", {}, away));
+      cell("Field", element("input", { type: "text", ariaLabel: `Name of field ${index + 1}`, value: field.name, placeholder: "name", oninput: set("name") })),
+      cell("Type", type, listed),
+      cell("Meaning", element("input", { type: "text", ariaLabel: `What field ${index + 1} means`, value: field.about, placeholder: "what it means", oninput: set("about") })),
+      cell("Must be told", element("input", { type: "checkbox", ariaLabel: `Field ${index + 1} must be told`, checked: field.needed, onchange: (event) => { field.needed = event.target.checked; check(); } })),
+      cell("", away));
   }));
 }
 

@@ -94,24 +94,27 @@ export function pythonOpenai({ path, body, control, key, base }) {
     + `    body=${literal(lean, PYTHON, 1)},\n${options})\nprint(answer)\n`;
 }
 
-const CACHE = { "no-cache": "refresh", "no-store": "off" };
+const CACHE = { "no-cache": "refresh", "no-cache, no-store": "off" };
 
 export function pythonQvl({ path, body, control, key, base }) {
   const { lean, pictures } = lifted(body, (number) => `picture_${number}`);
-  const { model, messages, image, images, targets, schema, input, questions, overlay, ...params } = lean;
-  void overlay; // `.overlay_svg()` of what comes
+  const { model, messages, image, targets, schema, input, questions, abstain, ...params } = lean;
   const kinds = { predicate: "Predicate", choice: "Choice", score: "Score" };
   const used = [...new Set((questions ?? []).map(({ type }) => kinds[type]))].sort();
   const opened = `Pipeline(${JSON.stringify(`openai:${model ?? "default"}`)}, base_url=${JSON.stringify(base)}${key ? ', api_key=os.environ["QVL_API_KEY"]' : ""})`;
   const given = { ...params, ...(CACHE[control] && { cache: CACHE[control] }) };
-  const source = literal(images ?? image, PYTHON, 2);
+  const source = literal(image, PYTHON, 2);
+  const told = ["answer.field_confidence", ...(params.evidence ? ["answer.evidence"] : [])].join(", ");
   const calls = {
     "v1/chat/completions": () => `    answer = pipe.chat(\n        ${literal(messages, PYTHON, 2)},\n${named(given, 2)}    )\n    print(answer.text)\n`,
-    "v1/analyze": () => `    answer = pipe.analyze${schema ? "_result" : ""}(\n        ${source},\n${named({ schema, ...given }, 2)}    )\n    print(answer${schema ? ".value" : ""}, answer.field_confidence)\n`,
+    "v1/analyze": () => `    answer = pipe.analyze${schema ? "_result" : ""}(\n        ${source},\n${named({ schema, ...given }, 2)}    )\n    print(answer${schema ? ".value" : ""}, ${told})\n`,
     "v1/locate": () => `    for found in pipe.locate(\n        ${source},\n        ${literal(targets, PYTHON, 2)},\n${named(given, 2)}    ):\n        print(found.label, found.box or found.point, found.confidence)\n`,
-    "v1/decisions": () => `    answers = pipe.decide(\n        ${literal(sourcesOf(input), PYTHON, 2)},\n        [\n${(questions ?? []).map((one) => `            ${asQuestion(one, kinds)},\n`).join("")}        ],\n${named(given, 2)}    )\n    for answer in answers:\n        print(answer.name, answer.value, answer.probabilities)\n`,
+    "v1/decisions": () => `    answers = pipe.decide(\n        ${literal(sourcesOf(input), PYTHON, 2)},\n        [\n${(questions ?? []).map((one) => `            ${asQuestion(one, kinds)},\n`).join("")}        ],\n${named({ context: textOf(input), ...given }, 2)}    )\n    for answer in answers:\n        print(answer.name, answer.value, answer.probabilities)\n`,
   };
   return [
+    ...(abstain === undefined ? [] : [
+      `# Told is everything: that nothing below ${abstain} is told is the server's, by its calibration.`,
+      "# Pipeline(calibration=…, abstain=…) does it with a model of its own.", ""]),
     ...(key ? ["import os", ""] : []), "from qvl import Pipeline",
     ...(used.length ? [`from qvl.decisions import ${used.join(", ")}`] : []), "",
     ...pictures.map(([name, url]) => `${name} = ${JSON.stringify(url)}`), ...(pictures.length ? [""] : []),
@@ -119,9 +122,13 @@ export function pythonQvl({ path, body, control, key, base }) {
   ].join("\n");
 }
 
-// The pictures of a question; its text stands in the questions.
+// The text of a question, beside its pictures.
+function textOf(input) {
+  const texts = input.flatMap(({ content }) => content).filter(({ type }) => type === "input_text").map(({ text }) => text);
+  return texts.length ? texts.join("\n") : null;
+}
+
 function sourcesOf(input) {
-  if (typeof input === "string") return input;
   return input.flatMap(({ content }) => content).filter(({ type }) => type === "input_image").map((part) => part.image_url);
 }
 

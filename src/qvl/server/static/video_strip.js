@@ -6,16 +6,17 @@ const FRAMES = 8;
 const EDGE = 128;
 const PATIENCE = 10000;
 
-export const isVideo = (file) => file.type.startsWith("video/")
-  || /\.(mp4|m4v|mov|3gp|mkv|webm|avi|m?ts|m2ts|mpe?g|flv|ogv|wmv)$/i.test(file.name);
+const ENDING = /\.(mp4|m4v|mov|3gp|mkv|webm|avi|m?ts|m2ts|mpe?g|flv|ogv|wmv)$/i;
+
+export const isVideo = (file) => file.type.startsWith("video/") || ENDING.test(file.name);
 
 // A browser has no media type for some containers.
 export const asVideo = (url) => url.replace(/^data:(?!video\/)[^;,]*/, "data:video/mp4");
 
 export const isVideoUrl = (url) => /^data:video\//.test(url ?? "");
 
-// The part of a message that shows what has this URL.
-export const partOf = (url) => (isVideoUrl(url)
+// The part of a message that shows what has this URL; one of elsewhere is known by its ending.
+export const partOf = (url) => (isVideoUrl(url) || (/^https?:/.test(url) && ENDING.test(url.split(/[?#]/)[0]))
   ? { type: "video_url", video_url: { url } } : { type: "image_url", image_url: { url } });
 
 // A picture to draw where one is all that fits.
