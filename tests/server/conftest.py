@@ -150,7 +150,11 @@ def picture(colour: str = "red", size: tuple[int, int] = (64, 64), form: str = "
 
 
 def data_url(colour: str = "red", size: tuple[int, int] = (64, 64), form: str = "PNG") -> str:
-    return f"data:image/{form.lower()};base64,{base64.b64encode(picture(colour, size, form)).decode()}"
+    return data_url_of(picture(colour, size, form), f"image/{form.lower()}")
+
+
+def data_url_of(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def question(text: str = "hello world", *pictures: str) -> dict[str, Any]:

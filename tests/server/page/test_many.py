@@ -88,7 +88,7 @@ def test_a_folder_is_asked_paused_reloaded_and_resumed(page, serve, tmp_path: Pa
     go(page, server.url)
     page.click("#tab-batch")
     page.set_input_files("#batch-folder", str(folder(tmp_path, 12)))
-    page.locator("#batch-chosen", has_text="shop: 12 pictures. 1 files are not pictures").wait_for()
+    page.locator("#batch-chosen", has_text="shop: 12 to ask about. Left out: 1 file that is no picture").wait_for()
     page.select_option("#batch-kind", "ask")
     page.fill("#batch-question", "what colour is it")
     page.fill("#batch-at-once", "2")
@@ -132,7 +132,7 @@ def test_a_table_names_pictures_and_questions_and_failures_are_told(page, serve)
     page.set_input_files("#batch-files", files)
     page.locator("#error", has_text="line 3: b.png").wait_for()
     page.set_input_files("#batch-files", [*files, {**red, "name": "b.png", "buffer": picture("blue")}])
-    page.locator("#batch-chosen", has_text="shop.csv: 3 pictures. 2 have a question of their own.").wait_for()
+    page.locator("#batch-chosen", has_text="shop.csv: 3 to ask about. 2 have a question of their own.").wait_for()
     page.click("#batch-start")
     page.locator(".batch [role=status]", has_text="2 of 3 answered, 1 failed").wait_for()
     assert page.locator(".batch .failed").count() == 1
@@ -149,11 +149,11 @@ def test_what_is_dropped_on_the_tab_is_its_batch(page, serve) -> None:
     go(page, server.url)
     page.click("#tab-batch")
     drop(page, "a.png", picture("red"))
-    page.locator("#batch-chosen", has_text="Pictures: 1 picture.").wait_for()
+    page.locator("#batch-chosen", has_text="Files: 1 to ask about.").wait_for()
     drop(page, "table.csv", b"name,colour\nx,red\n", "text/csv")
     page.locator("#error", has_text="table.csv has no column of pictures").wait_for()
     drop(page, "notes.txt", b"hello", "text/plain")
-    page.locator("#error", has_text="There is no picture in it").wait_for()
+    page.locator("#error", has_text="There is no picture, video or PDF in it").wait_for()
 
 
 def test_a_batch_waits_for_a_server_that_is_away(page, serve, tmp_path: Path) -> None:

@@ -177,32 +177,6 @@ def test_a_text_alone_is_decided_about(page, bundled: Running) -> None:
     assert page.is_hidden("#error")
 
 
-def test_what_is_too_unsure_is_said_so_and_calibrated_confidences_are_marked(page, serve, tmp_path: Path) -> None:
-    server: Running = serve(TalkingBackend(reply=lambda request: "{}"))
-    go(page, server.url)
-    page.click("#tab-analyze")
-    told = {
-        "analysis": {"brand": None, "category": "mug", "attributes": {}},
-        "confidence": 0.9,
-        "field_confidence": {"brand": 0.31, "category": 0.93},
-        "raw_confidence": 0.99,
-        "raw_field_confidence": {"brand": 0.8, "category": 0.99},
-        "confidence_method": "calibrated",
-        "abstained": {"brand": "0.31 is below 0.5", "attributes.color": "0.2 is below 0.5"},
-        "notes": [],
-        "model": "x",
-    }
-    page.route("**/v1/analyze", lambda route: route.fulfill(json=told))
-    drop(page, "mug.png", picture("red"))
-    page.wait_for_selector("#pictures img")
-    analyzed(page)
-    assert page.locator(".field[data-path=brand] .untold").inner_text() == "cannot tell (0.31 is below 0.5)"
-    assert page.locator(".field[data-path='attributes.color'] .untold").count() == 1
-    assert page.locator(".field[data-path=category] .badge").inner_text() == "calibrated"
-    assert "the model's own: 99 %" in page.locator(".field[data-path=category]").inner_text()
-    shot(page, "calibrated")
-
-
 def test_an_analysis_is_opened_again_from_the_history(page, bundled: Running) -> None:
     go(page, bundled.url)
     page.click("#tab-locate")

@@ -1,6 +1,6 @@
 // Answers with a fixed set of answers, as bars.
 import { element } from "./dom.js";
-import { barOf, joined, percent } from "./fields_view.js";
+import { barOf, joined, percent, why } from "./fields_view.js";
 
 // An answer in one word, and how probable it is: {said, sure}.
 export function decided(answer) {
@@ -18,7 +18,8 @@ function shares(answer) {
 function answerView(answer, name) {
   const line = element("div", { className: "decision", data: { path: name } }, element("h4", { textContent: name }));
   if (answer.type === "refusal") {
-    line.append(element("p", { className: "untold" }, element("strong", { textContent: "cannot tell" }), ` (${answer.reason})`));
+    line.append(element("p", { className: "untold" }, element("strong", { textContent: "cannot tell" }), ` (${why(answer.reason)})`));
+    if (Number.isFinite(answer.raw_confidence)) line.append(barOf(name, answer.confidence, answer.raw_confidence, true));
     return line;
   }
   const best = decided(answer).said;

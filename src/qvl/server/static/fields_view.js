@@ -35,6 +35,10 @@ export function bar(share, name, calibrated = false) {
     calibrated ? element("span", { className: "badge", textContent: "calibrated", title: "So many of such answers are right." }) : null);
 }
 
+const WHY = { below_threshold: "it would too often be wrong", not_calibrated: "nobody has measured how often it is right" };
+// Why something is not told, in words.
+export const why = (reason) => WHY[reason] ?? reason;
+
 // Rows {path, value, sure, raw, untold, page}: one of each field, also of those that were too unsure to be told.
 export function fieldRows(found) {
   const untold = found.abstained ?? {};
@@ -70,7 +74,7 @@ export function barOf(name, sure, raw, calibrated) {
 function fieldLine(row, calibrated) {
   const line = element("div", { className: "field", data: { path: row.path } },
     element("span", { className: "name", textContent: row.path }),
-    row.untold ? element("span", { className: "untold" }, element("strong", { textContent: "cannot tell" }), ` (${row.untold})`)
+    row.untold ? element("span", { className: "untold" }, element("strong", { textContent: "cannot tell" }), ` (${why(row.untold)})`)
       : element("span", { className: "value" }, shownValue(row.value),
         row.page ? element("span", { className: "how", textContent: ` page ${row.page}` }) : null));
   if (Number.isFinite(row.sure)) {

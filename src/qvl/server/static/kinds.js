@@ -2,7 +2,7 @@
 import { requestBody } from "./api.js";
 import { $, element, facts, seconds, tokens } from "./dom.js";
 import { decided, decisionView } from "./decision_view.js";
-import { analysisView, bar, fieldRows, locatedView, shownValue } from "./fields_view.js";
+import { analysisView, bar, fieldRows, locatedView, shownValue, why } from "./fields_view.js";
 import { editedQuestions, setQuestions } from "./questions_editor.js";
 import { editedSchema, setSchema } from "./schema_editor.js";
 import { posterOf } from "./video_strip.js";
@@ -40,7 +40,7 @@ export const KINDS = {
           cell: (row) => {
             const field = of(row);
             if (!field) return "";
-            if (field.untold) return element("span", { className: "untold", textContent: "cannot tell", title: field.untold });
+            if (field.untold) return element("span", { className: "untold", textContent: "cannot tell", title: why(field.untold) });
             return withBar(shownValue(field.value), field.sure, path, row.found.confidence_method === "calibrated");
           },
         };
