@@ -44,7 +44,7 @@ class Capabilities:
     request in which the files of videos travel. `max_context` is in tokens, None if unknown. `sampling` are the
     SamplingParams fields that have an effect; `response_formats` the kinds that are enforced while generating.
     `extra_body` is True if unknown request fields are passed on; `top_logprobs` is the most alternatives a token.
-    `lists` is False if a schema must have an object on top, as endpoints demand.
+    `lists` is False if a schema must have an object on top, as OpenAI demands.
     `fields` are those of `PROMPT_FIELDS`, "priority", "prefill" and "cache_salt" that have an effect.
     """
 

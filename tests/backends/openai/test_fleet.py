@@ -180,6 +180,7 @@ async def test_capabilities_are_what_all_can_do(four: list[ScriptedEndpoint]) ->
         async with over([four[0], weak], probe=True) as backend:
             assert backend.capabilities.images
             assert not backend.capabilities.json_schema
+            assert not backend.capabilities.lists
             assert not backend.capabilities.tools
             assert backend.capabilities.max_context == 5000
 

@@ -268,6 +268,7 @@ class TestProbe:
         async with OpenAIBackend(base_url=endpoint.url) as backend:
             assert backend.model == "echo"
             assert backend.capabilities.max_context == 100_000
+            assert backend.capabilities.lists
         endpoint.models = ("a", "b")
         with pytest.raises(ConfigError, match="a, b"):
             await OpenAIBackend(base_url=endpoint.url).open()

@@ -128,8 +128,6 @@ def test_a_table_names_pages_of_a_document_and_a_video(page: Any, serve: Any, fo
 
 
 def test_each_field_of_a_document_in_a_batch_has_its_page(page: Any, bundled: Running, folder: Path) -> None:
-    page: Any, bundled: Running, folder: Path
-) -> None:
     go(page, bundled.url)
     page.click("#tab-batch")
     page.set_input_files("#batch-files", str(folder / "bill.pdf"))

@@ -139,6 +139,14 @@ FORMATS: Final = (
         max_tokens=32,
     ),
 )
+# OpenAI demands an object on top of a schema; others take a list as well.
+_CANARIES: Final = {"type": "array", "items": {"enum": [CANARY]}, "minItems": 1, "maxItems": 1}
+LISTS: Final = Feature(
+    "lists",
+    format_fields(ResponseFormat("json_schema", schema=_CANARIES, name="canaries")),
+    lambda answer, base: answer.text.startswith("["),
+    max_tokens=64,
+)
 # Room for a model that spells every letter.
 TOOLS: Final = Feature(
     "tools",
@@ -226,7 +234,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
     names = tuple(entry["id"] for entry in listed)
     asker = _Asker(endpoint, model, retry)
     base = await asker.learn_dialect()
-    features = [*FORMATS, TOOLS, *SAMPLING]
+    features = [*FORMATS, LISTS, TOOLS, *SAMPLING]
     tasks = [asyncio.ensure_future(asker.has(feature, base)) for feature in features]
     seeing, accepting = asyncio.ensure_future(asker.sees(base)), asyncio.ensure_future(asker.accepts(ACCEPTED))
     watching = asyncio.ensure_future(asker.video_form(seeing))
@@ -251,7 +259,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
         extra_body=True,
         # An endpoint that knows vLLM's fields is sent the salt, too.
         fields=PASSED_ON | {"cache_salt"} if pinned else PASSED_ON,
-        lists=False,
+        lists="lists" in have,
     )
     return Findings(capabilities, replace(asker.dialect, pinned=pinned, videos=form), names)
 

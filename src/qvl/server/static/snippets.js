@@ -58,8 +58,8 @@ export function javascript({ path, body, control, key, base }) {
     ...(key && { Authorization: `${MARK}\`Bearer \${globalThis.process?.env.QVL_API_KEY ?? prompt("API key")}\`` }),
     ...(control && { "Cache-Control": control }),
   };
-  const shown = { chat: ".choices[0].message.content", completions: "" };
-  const told = path === "v1/chat/completions" ? shown.chat : "";
+  // Node prints objects inside of objects as [Object].
+  const told = path === "v1/chat/completions" ? "(await answer.json()).choices[0].message.content" : "JSON.stringify(await answer.json(), null, 2)";
   return [
     "// In a module (node file.mjs), or in the console of this server's page.",
     ...pictures.map(([name, url]) => `const ${name} = ${JSON.stringify(url)};`),
@@ -69,7 +69,7 @@ export function javascript({ path, body, control, key, base }) {
     `  body: JSON.stringify(${literal(lean, SCRIPT)}),`,
     "});",
     "if (!answer.ok) throw new Error(await answer.text());",
-    `console.log((await answer.json())${told});`,
+    `console.log(${told});`,
     "",
   ].join("\n");
 }
@@ -108,7 +108,7 @@ export function pythonQvl({ path, body, control, key, base }) {
   const calls = {
     "v1/chat/completions": () => `    answer = pipe.chat(\n        ${literal(messages, PYTHON, 2)},\n${named(given, 2)}    )\n    print(answer.text)\n`,
     "v1/analyze": () => `    answer = pipe.analyze${schema ? "_result" : ""}(\n        ${source},\n${named({ schema, ...given }, 2)}    )\n    print(answer${schema ? ".value" : ""}, ${told})\n`,
-    "v1/locate": () => `    for found in pipe.locate(\n        ${source},\n        ${literal(targets, PYTHON, 2)},\n${named(given, 2)}    ):\n        print(found.label, found.box or found.point, found.confidence)\n`,
+    "v1/locate": () => `    located = pipe.locate(\n        ${source},\n        ${literal(targets, PYTHON, 2)},\n${named(given, 2)}    )\n    for found in located:\n        print(found.label, found.box or found.point, found.confidence)\n    print(len(located), "located")\n`,
     "v1/decisions": () => `    answers = pipe.decide(\n        ${literal(sourcesOf(input), PYTHON, 2)},\n        [\n${(questions ?? []).map((one) => `            ${asQuestion(one, kinds)},\n`).join("")}        ],\n${named({ context: textOf(input), ...given }, 2)}    )\n    for answer in answers:\n        print(answer.name, answer.value, answer.probabilities)\n`,
   };
   return [
