@@ -18,6 +18,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from qvl.ascend.checks import endpoint
+from qvl.parity.diagnose import tokens_of
 from qvl.parity.stored import transparent_picture, turned_picture
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ class Rules:
     key: str = ""
     pixels: str = "honoured"
     models: tuple[str, ...] = ("qwen3-vl",)
+    patch: int = 16
+    most: int = 16777216
+    ends: bool = True
+    moods: int = 1
+    asked: int = 0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -75,6 +81,10 @@ class Handler(BaseHTTPRequestHandler):
         pixels = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
         word = self.word(pixels[0]) if pixels and self.rules.vision else "hello"
         text = "SOMETHING" if self.rules.wordless else word
+        self.rules.asked += 1
+        text += ("" if self.rules.ends else "<|im_end|>\n<|im_start|>user") + "!" * (
+            self.rules.asked % self.rules.moods
+        )
         if "response_format" in body and self.rules.schema == "enforced":
             text = '{"canary": "QVL-7F3A"}'
         message: dict[str, Any] = {"role": "assistant", "content": text}
@@ -85,7 +95,8 @@ class Handler(BaseHTTPRequestHandler):
                 "content": [{"token": text, "logprob": sign * int(word[:4].encode().hex(), 16) / 2**32}]
             }
         limited = "mm_processor_kwargs" in body and self.rules.pixels == "honoured"
-        tokens = 10 + (60 if limited else 140) * bool(pixels and self.rules.vision)
+        seen = self.picture_tokens(pixels[0]) if pixels and self.rules.vision else 0
+        tokens = 10 + (min(seen, 60) if limited else seen)
         usage = {"prompt_tokens": tokens, "completion_tokens": 1, "total_tokens": tokens + 1}
         if body.get("stream"):
             return self.events({**choice, "delta": choice.pop("message")}, usage)
@@ -99,6 +110,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for line in (*map(json.dumps, lines), "[DONE]"):
             self.wfile.write(f"data: {line}\n\n".encode())
+
+    def picture_tokens(self, url: str) -> int:
+        image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+        return tokens_of(image.size, self.rules.patch, 4096, self.rules.most)
 
     def word(self, url: str) -> str:
         image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
@@ -133,12 +148,20 @@ def examine(url: str, **options: Any) -> dict[str, Finding]:
     return {finding.check: finding for finding in endpoint.check(url, **options)}
 
 
+def first(url: str, check: str, **options: Any) -> Finding:
+    """The finding of one check; what comes behind it is not asked."""
+    return next(finding for finding in endpoint.check(url, **options) if finding.check == check)
+
+
 def test_a_right_server_has_no_warning(serve: Callable[[Rules], str]) -> None:
     url = serve(Rules())
 
-    for spelling in (url, f"{url}/", f"{url}/v1", f"{url}/v1/"):
-        found = examine(spelling)
-        assert {finding.status for finding in found.values()} == {"ok"}, found
+    found = examine(url)
+    # This one tells no prompt.
+    assert found.pop("endpoint-template").status == "skip"
+    assert {finding.status for finding in found.values()} == {"ok"}, found
+    for spelling in (f"{url}/", f"{url}/v1", f"{url}/v1/"):
+        assert first(spelling, "endpoint-pixels").status == "ok"
 
 
 @pytest.mark.parametrize("logprobs", ["given", "empty", "refused"])
@@ -166,43 +189,43 @@ def test_a_model_that_always_says_the_same_without_logprobs_is_not_judged(serve:
 
 
 def test_a_server_that_does_not_look_at_pictures_fails(serve: Callable[[Rules], str]) -> None:
-    assert examine(serve(Rules(vision=False)))["endpoint-picture"].status == "fail"
+    assert first(serve(Rules(vision=False)), "endpoint-picture").status == "fail"
 
 
 @pytest.mark.parametrize(("schema", "status"), [("enforced", "ok"), ("refused", "warn"), ("ignored", "fail")])
 def test_a_schema_that_is_ignored_in_silence_is_worse_than_a_refusal(
     serve: Callable[[Rules], str], schema: str, status: str
 ) -> None:
-    assert examine(serve(Rules(schema=schema)))["endpoint-schema"].status == status
+    assert first(serve(Rules(schema=schema)), "endpoint-schema").status == status
 
 
 @pytest.mark.parametrize(
     ("logprobs", "status"), [("given", "ok"), ("refused", "warn"), ("empty", "warn"), ("odd", "fail")]
 )
 def test_logprobs_are_asked_for_and_looked_at(serve: Callable[[Rules], str], logprobs: str, status: str) -> None:
-    assert examine(serve(Rules(logprobs=logprobs)))["endpoint-logprobs"].status == status
+    assert first(serve(Rules(logprobs=logprobs)), "endpoint-logprobs").status == status
 
 
 @pytest.mark.parametrize(("pixels", "status"), [("honoured", "ok"), ("refused", "ok"), ("ignored", "warn")])
 def test_a_pixel_limit_that_is_ignored_in_silence_warns(
     serve: Callable[[Rules], str], pixels: str, status: str
 ) -> None:
-    assert examine(serve(Rules(pixels=pixels)))["endpoint-pixels"].status == status
+    assert first(serve(Rules(pixels=pixels)), "endpoint-pixels").status == status
 
 
 def test_a_key_is_sent_and_its_absence_told(serve: Callable[[Rules], str]) -> None:
     url = serve(Rules(key="k-123"))
 
-    assert examine(url, api_key="k-123")["endpoint"].status == "ok"
-    refused = examine(url, api_key="k-999")["endpoint"]
+    assert first(url, "endpoint", api_key="k-123").status == "ok"
+    refused = first(url, "endpoint", api_key="k-999")
     assert refused.status == "fail"
     assert "k-999" not in refused.summary
 
 
 def test_a_wrong_model_and_a_dead_address_fail(serve: Callable[[Rules], str]) -> None:
-    assert "not other" in examine(serve(Rules()), model="other")["endpoint"].summary
-    assert examine("http://127.0.0.1:1")["endpoint"].status == "fail"
-    assert examine("not a url")["endpoint"].status == "fail"
+    assert "not other" in first(serve(Rules()), "endpoint", model="other").summary
+    assert first("http://127.0.0.1:1", "endpoint").status == "fail"
+    assert first("not a url", "endpoint").status == "fail"
 
 
 def test_the_pictures_differ_as_they_should() -> None:
@@ -217,3 +240,21 @@ def test_the_pictures_differ_as_they_should() -> None:
     assert layered.stored.convert("RGB").tobytes() == hidden.tobytes() != layered.right.tobytes()
     assert black.getpixel((0, 0)) == (0, 0, 0)
     assert layered.right.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("rules", "check", "told"),
+    [
+        (Rules(patch=14), "endpoint-tokens", "another patch size"),
+        (Rules(most=65536), "endpoint-tokens", "another pixel budget"),
+        (Rules(ends=False), "endpoint-end", "other stop tokens"),
+        (Rules(moods=5), "endpoint-repeats", "depends on what else is in the batch"),
+    ],
+)
+def test_what_parity_names_of_a_side_is_named_of_an_endpoint(
+    serve: Callable[[Rules], str], rules: Rules, check: str, told: str
+) -> None:
+    found = first(serve(rules), check)
+    assert found.status == "warn"
+    assert told in found.summary
+    assert found.fix

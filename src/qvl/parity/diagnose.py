@@ -29,8 +29,11 @@ QUANTISED_MOST: Final = 0.2
 FACTS: Final = ("adapter", "quantisation", "weights", "dtype")
 # How far below the likeliest token a chosen one must lie to be called not chosen greedily.
 NOT_GREEDY: Final = 0.02
-_PATCHES: Final = (14, 16)
+PATCHES: Final = (14, 16)
 _MERGE: Final = 2
+# The budget of Qwen3-VL's own preprocessor_config.json.
+MIN_PIXELS: Final = 65536
+MAX_PIXELS: Final = 16777216
 _SYSTEM: Final = re.compile(r"<\|im_start\|>\s*system\s(.*?)<\|im_end\|>\s*", re.DOTALL)
 _SYSTEM_SHOWN: Final = 80
 
@@ -121,17 +124,12 @@ class Diagnosis:
             return told
         other = self.identities[1 - side].get("processor")
         rules = other if isinstance(other, Mapping) else {}
-        low, high = int(rules.get("min_pixels", 65536)), int(rules.get("max_pixels", 16777216))
-        fitting = []
-        for patch in _PATCHES:
-            factor = patch * _MERGE
-            height, width = smart_resize(size[1], size[0], factor, low, high)
-            if height * width // factor**2 == tokens:
-                fitting.append(patch)
+        low, high = int(rules.get("min_pixels", MIN_PIXELS)), int(rules.get("max_pixels", MAX_PIXELS))
+        fitting = [patch for patch in PATCHES if tokens_of(size, patch, low, high) == tokens]
         return fitting[0] if len(fitting) == 1 else None
 
     def _template(self, a: Observation, b: Observation, detail: str) -> None:
-        (system_a, rest_a), (system_b, rest_b) = (_without_system(one.template or "") for one in (a, b))
+        (system_a, rest_a), (system_b, rest_b) = (without_system(one.template or "") for one in (a, b))
         if system_a != system_b:
             self._note("system", f"A has {_quoted(system_a)}, B {_quoted(system_b)}")
         if rest_a != rest_b:
@@ -224,7 +222,7 @@ class Diagnosis:
         return a is not ... and b is not ... and a != b
 
 
-def _without_system(template: str) -> tuple[str | None, str]:
+def without_system(template: str) -> tuple[str | None, str]:
     """Return (the text of a prompt's first system message, the prompt without that message)."""
     found = _SYSTEM.search(template)
     if found is None:
@@ -248,6 +246,13 @@ def _shorter(one: Difference, a: Observation, b: Observation) -> Observation | N
 
 def _length(one: Observation) -> str:
     return f"{len(one.steps) or one.completion_tokens} tokens"
+
+
+def tokens_of(size: tuple[int, int], patch: int, low: int = MIN_PIXELS, high: int = MAX_PIXELS) -> int:
+    """Return how many tokens a picture of (width, height) takes with patches of `patch` pixels, within the budget."""
+    factor = patch * _MERGE
+    height, width = smart_resize(size[1], size[0], factor, low, high)
+    return height * width // factor**2
 
 
 def _patch_size(identity: JsonMapping) -> int | None:

@@ -1,30 +1,23 @@
-"""Probes of a live side: does it repeat itself, alone and in a batch; how does it read pictures that qvl did not."""
+"""The probe of a live side that asks again: does it repeat itself, alone, with its prefix cached, and in a batch."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import io
 import secrets
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from qvl.media.picture import Picture
-from qvl.parity.case import Case
 from qvl.parity.causes import Cause, cause
 from qvl.parity.diagnose import not_greedy
 from qvl.parity.differences import Difference, differ
-from qvl.parity.stored import transparent_picture, turned_picture
 
 if TYPE_CHECKING:
-    from PIL import Image
-
+    from qvl.parity.case import Case
     from qvl.parity.observation import Observation
     from qvl.parity.sides import LiveSide
 
 Answers: TypeAlias = "Callable[[str], Observation]"
 BATCH: Final = 8
-_ASKED: Final = "What brand is printed in this picture?"
 
 
 async def probe_repeats(
@@ -84,47 +77,3 @@ def _parts(one: Difference) -> bool:
 def _same_start(one: Difference) -> bool:
     """Whether the first tokens are as likely in both, so that only the choice among them differs."""
     return one.layers.get("log-probabilities", False)
-
-
-async def probe_pictures(name: str, side: LiveSide, tolerance: float) -> list[Cause]:
-    """Return how the side `name` misreads pictures that qvl did not make upright and opaque before.
-
-    It is shown one picture as a camera or a designer stores it, and as each way of reading would have it; the answers'
-    first tokens tell which of them it took. Sides that are given pixels read nothing themselves.
-    """
-    if side.backend.wants_pixels:
-        return []
-    found = []
-    for known, picture in (("exif", turned_picture()), ("alpha", transparent_picture())):
-        seen, right = await _shown(side, picture.stored), await _shown(side, picture.right)
-        if seen.error or right.error or _same(seen, right, tolerance):
-            continue
-        told = "in an unknown way"
-        for how, reading in picture.wrong.items():
-            if _same(seen, await _shown(side, reading), tolerance):
-                told = how
-        evidence = f"a picture sent to {name} as it is stored is answered as if it were read {told}"
-        certain = told in picture.wrong
-        found.append(cause(known, f"{evidence}; qvl's own requests are not affected", certain=certain))
-    return found
-
-
-async def _shown(side: LiveSide, image: Image.Image) -> Observation:
-    return await side.observe(Case("probe", (_as_stored(image),), question=_ASKED))
-
-
-def _same(a: Observation, b: Observation, tolerance: float) -> bool:
-    if a.prompt_tokens != b.prompt_tokens:
-        return False
-    parted = differ(a, b, tolerance)
-    told = parted.layers.get("log-probabilities")
-    return a.text == b.text if told is None else told
-
-
-def _as_stored(image: Image.Image) -> Picture:
-    """Return a picture whose bytes are sent as they are, whatever they say of orientation and alpha."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", exif=image.getexif())
-    data = buffer.getvalue()
-    name = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    return Picture(name, *image.size, data, "image/png", "<probe>", untouched=True)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from qvl.parity.causes import Cause, cause
 from qvl.parity.differences import INPUT_LAYERS, LAYERS
-from qvl.parity.probes import Answers, probe_pictures, probe_repeats
+from qvl.parity.probes import Answers, probe_repeats
+from qvl.parity.side_probes import probe_pictures
 
 if TYPE_CHECKING:
     from qvl.parity.case import Case
@@ -40,7 +41,8 @@ class Probing:
         parting = self._parting()
         self._repeats[name] = await probe_repeats(name, side, parting, self.tolerance, answered) if parting else []
         if any(case.pictures for case in self.cases):
-            self._pictures += await probe_pictures(name, side, self.tolerance)
+            found = await probe_pictures(name, side, self.tolerance)
+            self._pictures += [one.cause for one in found if one.cause is not None]
 
     def _parting(self) -> list[Case]:
         """Return cases that part behind their input."""

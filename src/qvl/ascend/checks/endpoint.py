@@ -1,30 +1,33 @@
-"""Checks of an OpenAI-compatible endpoint: models, picture decoding, schemas, logprobs.
-
-The tests of EXIF rotation and alpha need no knowledge of the model: they compare its answer about the test picture
-with its answers about the correctly and the incorrectly decoded pixels.
-"""
+"""Checks of an OpenAI-compatible endpoint: models, schemas, logprobs, and what the probes of `qvl parity` look at."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qvl.ascend.report import Finding
-from qvl.parity.stored import sample, transparent_picture, turned_picture
+from qvl.errors import QvlError
+from qvl.parity.side_probes import PROBES
+from qvl.parity.sides import LiveSide
+from qvl.parity.stored import sample
+from qvl.pipeline.async_pipeline import AsyncPipeline
 
 if TYPE_CHECKING:
     import httpx
     from PIL import Image
 
-    from qvl.parity.stored import StoredPicture
+    from qvl.parity.side_probes import Probed
     from qvl.types import JsonMapping, JsonObject
 
 _TIMEOUT = 120.0
+# Of a probe's answer: enough to see it repeated.
+_TOKENS = 32
 _QUESTION = "What brand is printed in this picture? Answer with the brand."
 # 64 picture tokens of 32 x 32 pixels at most; the sample takes 140.
 _SMALL = {"shortest_edge": 4096, "longest_edge": 65536}
@@ -81,7 +84,7 @@ def check(url: str, *, api_key: str | None = None, model: str | None = None) -> 
             yield finding
             if finding.status != "fail":
                 endpoint = EndpointClient(client, base, model or models[0])
-                yield from _capabilities(endpoint)
+                yield from _capabilities(endpoint, api_key)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         yield Finding.fail(
             "endpoint",
@@ -101,19 +104,6 @@ def data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", exif=image.getexif())
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def nearer(stored: ChatAnswer, right: ChatAnswer, wrong: ChatAnswer) -> bool | None:
-    """True if `stored` is closer to the answer for correct decoding than to that for wrong; None if undecidable."""
-    if right.text != wrong.text:
-        if stored.text == right.text:
-            return True
-        if stored.text == wrong.text:
-            return False
-    to_right, to_wrong = _distance(stored, right), _distance(stored, wrong)
-    if to_right is None or to_wrong is None or math.isclose(to_right, to_wrong, abs_tol=1e-3):
-        return None
-    return to_right < to_wrong
 
 
 def _models(client: httpx.Client, base: str, model: str | None) -> tuple[list[str], Finding]:
@@ -139,7 +129,7 @@ def _models(client: httpx.Client, base: str, model: str | None) -> tuple[list[st
     return names, Finding.ok("endpoint", f"{base} serves {', '.join(names)}", {"models": names})
 
 
-def _capabilities(endpoint: EndpointClient) -> Iterator[Finding]:
+def _capabilities(endpoint: EndpointClient, key: str | None) -> Iterator[Finding]:
     first = endpoint.ask(sample(), _QUESTION)
     if first.status != 200:
         yield Finding.fail(
@@ -160,11 +150,9 @@ def _capabilities(endpoint: EndpointClient) -> Iterator[Finding]:
     yield Finding.ok("endpoint-picture", f"a picture is answered ({first.prompt_tokens} prompt tokens)")
     logprobs = _logprobs(endpoint)
     yield logprobs
-    extra: Mapping[str, object] = {"logprobs": True} if logprobs.status == "ok" else {}
-    yield _decoding(endpoint, "endpoint-exif", turned_picture(), extra)
-    yield _decoding(endpoint, "endpoint-alpha", transparent_picture(), extra)
     yield _schema(endpoint)
     yield _pixel_limit(endpoint, first)
+    yield from _probed(endpoint, key)
 
 
 def _logprobs(endpoint: EndpointClient) -> Finding:
@@ -179,27 +167,31 @@ def _logprobs(endpoint: EndpointClient) -> Finding:
     return Finding.ok("endpoint-logprobs", f"logprobs for {len(answer.logprobs)} tokens")
 
 
-def _decoding(endpoint: EndpointClient, name: str, picture: StoredPicture, extra: Mapping[str, object]) -> Finding:
-    subject, rule = ("EXIF orientation", "applied") if name == "endpoint-exif" else ("transparency", "put on white")
-    stored, right = (endpoint.ask(one, _QUESTION, **extra) for one in (picture.stored, picture.right))
-    wrong = {told: endpoint.ask(one, _QUESTION, **extra) for told, one in picture.wrong.items()}
-    fix = "let qvl decode: pictures sent through a Pipeline or qvl-serve arrive upright and without alpha"
-    refused = next((answer for answer in (stored, right, *wrong.values()) if answer.status != 200), None)
-    if refused is not None:
-        return Finding.fail(name, f"{subject}: the picture gets {refused.status}: {refused.error}", fix)
-    detail = {"stored": stored.text, "right": right.text, **{told: answer.text for told, answer in wrong.items()}}
-    verdicts = {told: nearer(stored, right, answer) for told, answer in wrong.items()}
-    seen = [told for told, verdict in verdicts.items() if verdict is False]
-    if seen:
-        # The last that is nearer than those before it: a picture that is read wrongly may be near to several.
-        nearest = seen[0]
-        for told in seen[1:]:
-            nearest = nearest if nearer(stored, wrong[nearest], wrong[told]) else told
-        what = f"{subject} is ignored: a picture is read {nearest}, so the model sees other pixels than a person"
-        return Finding.warn(name, what, fix, detail)
-    if None in verdicts.values():
-        return Finding.skip(name, f"{subject}: inconclusive from this model's answers", detail)
-    return Finding.ok(name, f"{subject} is {rule}", detail)
+def _probed(endpoint: EndpointClient, key: str | None) -> Iterator[Finding]:
+    """Yield what the probes of `qvl parity` find, asked as the SDK asks."""
+    # Servers without keys take any; one of the environment is not theirs.
+    pipeline = AsyncPipeline(f"openai:{endpoint.model}", base_url=endpoint.base, api_key=key or "EMPTY", cache="off")
+    side = LiveSide(pipeline, {"max_tokens": _TOKENS})
+    with asyncio.Runner() as runner:
+        try:
+            runner.run(side.open())
+            for probe in PROBES:
+                yield from map(_finding, runner.run(probe("the endpoint", side)))
+        except QvlError as exc:
+            yield Finding.fail("endpoint-probes", exc.message, exc.hint or "the server's log says more")
+        finally:
+            runner.run(pipeline.aclose())
+
+
+def _finding(one: Probed) -> Finding:
+    check = f"endpoint-{one.subject}"
+    if one.right is None:
+        return Finding.skip(check, one.told)
+    if one.right:
+        return Finding.ok(check, one.told)
+    if one.cause is None:
+        return Finding.fail(check, one.told, "the server's log says more")
+    return Finding.warn(check, f"{one.cause.title}: {one.told}", one.cause.remedy)
 
 
 def _schema(endpoint: EndpointClient) -> Finding:
@@ -243,14 +235,6 @@ def _answer(body: JsonMapping) -> ChatAnswer:
         logprobs=tuple(float(entry["logprob"]) for entry in entries),
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
     )
-
-
-def _distance(a: ChatAnswer, b: ChatAnswer) -> float | None:
-    pairs = list(zip(a.logprobs, b.logprobs, strict=False))
-    if not pairs:
-        return None
-    gap = sum(abs(left - right) for left, right in pairs) / len(pairs)
-    return gap + (1.0 if a.text != b.text else 0.0)
 
 
 def _error_text(response: httpx.Response) -> str:
