@@ -110,7 +110,7 @@ class HtmlReport:
         """
         draft = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            draft.write_text(self.html(), encoding="utf-8")
+            draft.write_text(self.html(), encoding="utf-8", errors="backslashreplace")
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
