@@ -111,7 +111,7 @@ def test_where_both_fail_no_layer_parts() -> None:
     report = reported(FEW, both=True)
     assert (report.failed, report.layer, report.exit_code) == ((2, 0), None, 0)
     assert report.agreement["text"].count == 6
-    assert {reason.side for reason in report.reasons} == {"A", "B"}
+    assert [(reason.side, reason.count) for reason in report.reasons] == [("A and B", 2)]
     assert "failure" not in junit(report).values()
 
 
@@ -168,6 +168,14 @@ def test_a_budget_of_a_name_that_cannot_be_is_refused_whatever_failed() -> None:
         Budgets.read(["field.bramd=0.5"]).judge(measured, None, failed=(1, 0))
     (verdict,) = Budgets.read(["decision.mug=0.5"]).judge(measured, None, failed=(1, 0))
     assert verdict.standing == "undecided"
+
+
+def test_what_is_never_answered_is_no_noise() -> None:
+    cases = [Case("a", question="What?"), Case("b", question="fail")]
+    with Pipeline(backend=FailingBackend(EchoBackend()), cache="off") as a:
+        checked = compare(a, a, cases, self_check=True, probe=False).self_check
+    assert checked is not None
+    assert (checked.cases, checked.same) == (1, 1)
 
 
 def test_one_case_has_no_interval() -> None:

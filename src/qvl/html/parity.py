@@ -59,7 +59,7 @@ def _facts(report: JsonMapping) -> list[str]:
         failed = report["failed"]
         told.append(f"failed: {failed['both']} cases on both sides, {failed['one']} on one side alone")
         for one in report["reasons"][:_REASONS]:
-            told.append(f"{one['side']}, {one['count']} cases: {one['error'][:_ERROR]}")
+            told.append(f"{one['side']}, {one['count']} failed: {one['error'][:_ERROR]}")
     if report["kl"] is not None:
         interval = _interval(report["kl"]["interval"])
         told.append(f"KL of the first free token: {report['kl']['mean']:.3g} nats, 95 % {interval}")

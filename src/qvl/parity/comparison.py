@@ -236,8 +236,10 @@ async def measure_noise(side: LiveSide, cases: Sequence[Case]) -> SelfCheck:
     for case, together in zip(chosen, await asyncio.gather(*map(one, chosen)), strict=True):
         alone = await side.observe(case)
         tally.add(differ(together, alone))  # type: ignore[arg-type]
-    same = tally.cases - sum(tally.layers[name] for name in LAYERS if name != "log-probabilities")
-    return SelfCheck(tally.cases, same, tally.ties, max(tally.deviations, default=0.0))
+    # One that is never answered says nothing of noise.
+    count = tally.cases - tally.both_failed
+    same = count - sum(tally.layers[name] for name in LAYERS if name != "log-probabilities")
+    return SelfCheck(count, same, tally.ties, max(tally.deviations, default=0.0))
 
 
 async def _pictures(case: Case) -> list[Picture]:

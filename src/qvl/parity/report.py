@@ -160,7 +160,8 @@ class ParityReport:
         both, one = self.failed
         told = [f"failed: {both + one} of {self.cases} cases, {both} on both sides, {one} on one side alone"]
         for reason in self.reasons[:_REASONS]:
-            told.append(f"  {reason.side}, {reason.count} cases: {reason.error[:_REASON_SHOWN]}")
+            count = f"{reason.count} case{'s' * (reason.count > 1)}"
+            told.append(f"  {reason.side}, {count}: {reason.error[:_REASON_SHOWN]}")
         if len(self.reasons) > _REASONS:
             told.append(f"  and {len(self.reasons) - _REASONS} other reasons")
         return told

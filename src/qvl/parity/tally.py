@@ -22,7 +22,7 @@ _OWN: Final = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why cases failed: on which side, "A" or "B", how many, and what one of them says."""
+    """Why cases failed: on which side, "A", "B" or "A and B" for one reason, how many, and what one of them says."""
 
     side: str
     count: int
@@ -94,7 +94,9 @@ class ParityTally:
             return
         self.both_failed += all(one.failed)
         self.one_failed += not all(one.failed)
-        for side, error in zip(("A", "B"), one.errors, strict=True):
+        alike = one.errors[0] == one.errors[1]
+        told = [("A and B", one.errors[0])] if alike else [("A", one.errors[0]), ("B", one.errors[1])]
+        for side, error in told:
             if error is None:
                 continue
             kind = (side, _OWN.sub("…", error))
