@@ -31,6 +31,9 @@ HEADROOM: Final = 64
 AHEAD: Final = 2
 # Tokens of a prefix under computation for which another prompt waits: for fewer it starts at once and computes its own.
 WORTH_WAITING: Final = 4 * BLOCK
+# A step that nothing decodes in has this part of its tokens at least, however long the context makes it: smaller pieces
+# share less of what prompts have in common.
+FEWEST: Final = 1 / 4
 ORDER: Final = attrgetter("order")
 
 
@@ -127,6 +130,9 @@ class Scheduler:
                 break
             self.waiting.remove(sequence)
             self._chunk(step, sequence, remaining)
+            if sequence.num_scheduled < min(len(sequence.tokens), sequence.num_computed + sequence.max_chunk):
+                # The step is full: who were admitted now would share no more than what it computes of this one.
+                break
         self._slices(step, candidates, remaining)
         return step
 
@@ -261,7 +267,9 @@ class Scheduler:
         seconds = self.budget.beside_decode(
             step.num_rows, present, prompt_units * price + picture_units * picture_price
         )
-        units = min(float(tokens), seconds / price) if price else float(tokens)
+        longest = max((len(sequence.tokens) for sequence in prompts), default=0)
+        most = tokens * max(1.0, FEWEST * (1.0 + self._key_cost * longest))
+        units = min(most, seconds / price) if price else most
         relative = picture_price / price if price else 1.0
         # Prompts that came later leave half to the pictures that came before them, so that neither waits for ever.
         reserved = min(picture_units * relative, max(units / 2, self.grain * relative))
@@ -283,7 +291,7 @@ class Scheduler:
     def _slices(self, step: Step, candidates: list[tuple[Sequence, float]], remaining: Remaining) -> None:
         """Spend what remains on pictures: first come, first served, but half of it goes to a smaller one behind."""
         looking = _different(candidates)
-        left = remaining.units / remaining.picture_price
+        left = min(remaining.units, remaining.tokens) / remaining.picture_price
         if not looking or (left < self.grain and step.has_prompt):
             return
         first, *others = looking

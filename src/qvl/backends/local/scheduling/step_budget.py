@@ -94,4 +94,4 @@ class Remaining:
         units = self.units if earliest else self.units - self.reserved
         if units < grain:
             units = grain if earliest and not step.has_prompt else 0.0
-        return min(units, self.tokens)
+        return units if self.tokens else 0.0
