@@ -1,40 +1,97 @@
-"""Forty questions about one picture and a long context, against one of them; the bundled model, no cache.
+"""Forty questions about the same pictures and context against one of them, in processor time of one thread; no cache.
 
-python benchmarks/bench_decide.py [--words 400]
+python benchmarks/bench_decide.py [--shape 2b] [--repeat 1]
+
+`2b` are random weights in the proportions of Qwen3-VL-2B with a seventh of its layers, 4 of 28 in text and 3 of 24 in
+the tower, and pictures of 1,024 tokens: questions, pictures and context cost in the same proportions as in the whole
+model, but for the output layer, which is whole and reads every question seven times as dearly.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
 import time
+from pathlib import Path
+
+import bench_engine_checkpoint
+import numpy as np
+from PIL import Image
 
 from qvl import Pipeline
-from qvl.decisions import Choice, Decisions
-from qvl.testing.asking import square
+from qvl.decisions import Choice, Predicate, Score
 
-REPEATS = 3
-QUESTIONS = [Choice(f"Is this number {n}?", ["red", "blue", "green", "none of these"]) for n in range(40)]
+# Pictures, and sentences of the context.
+SETTINGS = ((1, 0), (3, 0), (1, 100), (3, 100), (1, 300), (3, 300))
+SENTENCE = "The seller says many things about it. "
+SIDE = 1024
+CHOICES = [
+    Choice(f"Is this number {n}?", ["red", "blue", "green", "none of these"]) for n in range(40)
+]
+YES_NO = [Predicate(f"Is this number {n} of the list?") for n in range(40)]
+SCORES = [Score(f"How worn is part {n}?", ["new", "used", "worn", "broken"]) for n in range(40)]
+KINDS = {
+    "of four options": CHOICES,
+    "yes or no": YES_NO,
+    "of all kinds": [*CHOICES[:12], *YES_NO[:20], *SCORES[:8]],
+}
+
+
+def checkpoint(folder: Path) -> str:
+    """The folder of a checkpoint in the proportions of the 2B, with pictures of up to SIDE pixels a side."""
+    shape = bench_engine_checkpoint.SHAPES["2b"]
+    shape["vision"] |= {"depth": 3, "deepstack_visual_indexes": [1]}
+    bench_engine_checkpoint.write(folder, "2b", layers=4)
+    path = folder / "preprocessor_config.json"
+    rules = json.loads(path.read_text(encoding="utf-8"))
+    rules["size"] = {"shortest_edge": 65536, "longest_edge": SIDE * SIDE}
+    path.write_text(json.dumps(rules), encoding="utf-8")
+    return str(folder)
+
+
+def picture(seed: int) -> Image.Image:
+    colours = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((SIDE, SIDE))
+
+
+def measure(pipe: Pipeline, repeat: int) -> None:
+    seed = 0
+    for pictures, sentences in SETTINGS:
+        for kind, questions in KINDS.items():
+            best = []
+            for count in (1, len(questions)):
+                times = []
+                for _ in range(repeat):
+                    # Other pictures and another beginning each time, so that nothing earlier is found.
+                    seed += 1
+                    shown = [picture(1000 * seed + number) for number in range(pictures)]
+                    began = time.process_time()
+                    pipe.decide(shown, questions[:count], f"{seed}. " + SENTENCE * sentences)
+                    times.append(time.process_time() - began)
+                best.append(min(times))
+            one, forty = best
+            print(
+                f"{pictures} pictures, {sentences:3} sentences, 40 {kind:15}: {one:6.2f} s for one, {forty:6.2f} s for"
+                f" forty, {forty / one:.2f} times",
+                flush=True,
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--words", type=int, default=400, help="length of the context, in sentences of seven words")
-    sentences = parser.parse_args().words
-    with Pipeline(cache="off") as pipe:
-        pipe.decide(square(), QUESTIONS[:2])
-        for number in (1, len(QUESTIONS)):
-            seconds, last = [], None
-            for run in range(REPEATS):
-                # Another beginning each time, so that no earlier prefix is found.
-                context = f"{number} {run}. " + "The seller says many things about it. " * sentences
-                began = time.perf_counter()
-                last = pipe.decide(square((number, run, 9)), QUESTIONS[:number], context)
-                seconds.append(time.perf_counter() - began)
-            assert isinstance(last, Decisions)
-            shared = last.usage.cached_tokens / last.usage.prompt_tokens
-            print(
-                f"{number:3} questions: {min(seconds):.2f} s, {shared:.1%} of {last.usage.prompt_tokens} tokens shared"
-            )
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=("bundled", "2b"), default="bundled")
+    parser.add_argument("--repeat", type=int, default=3, help="of so many runs the shortest")
+    parser.add_argument("--folder", type=Path, help="where the checkpoint of 2b is kept, a temporary folder by default")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as made:
+        model = checkpoint(arguments.folder or Path(made)) if arguments.shape == "2b" else None
+        with Pipeline(f"local:{model}" if model else None, cache="off") as pipe:
+            pipe.decide(picture(0), CHOICES[:2])
+            measure(pipe, arguments.repeat)
 
 
 if __name__ == "__main__":

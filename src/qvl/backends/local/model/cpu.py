@@ -34,3 +34,11 @@ def has_vnni() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
     return re.search(r"\b(avx512_vnni|avx_vnni|amx_int8)\b", cpu_info()) is not None
+
+
+@cache
+def has_fast_bfloat16_attention() -> bool:
+    """True unless torch's attention is faster in float32 than in bfloat16: on x86 without AMX it is."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return re.search(r"\bamx_bf16\b", cpu_info()) is not None

@@ -7,11 +7,16 @@ exponentials. So the queries of all who share a row pass it together, as one mat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from qvl.backends.local.model.cpu import has_fast_bfloat16_attention
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+# Queries from which it pays to widen the keys: in bfloat16 torch's attention is the slower one where no tiles compute it.
+WIDENED: Final = 192
 
 
 @dataclass(slots=True)
@@ -33,10 +38,14 @@ def attention_with_sums(
     """
     import torch
 
+    dtype = query.dtype
+    if dtype == torch.bfloat16 and query.shape[2] >= WIDENED and not has_fast_bfloat16_attention():
+        query, key, value = query.float(), key.float(), value.float()
+        mask = None if mask is None else mask.float()
     out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=mask
     )
-    return out, sums
+    return out.to(dtype), sums
 
 
 def add_shared(out: Tensor, sums: Tensor, queries: Tensor, key: Tensor, value: Tensor, where: slice | Tensor) -> None:
