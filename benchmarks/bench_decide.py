@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import bench_engine_checkpoint
@@ -21,20 +22,19 @@ from PIL import Image
 
 from qvl import Pipeline
 from qvl.decisions import Choice, Predicate, Score
+from qvl.decisions.questions import orders
 
 # Pictures, and sentences of the context.
 SETTINGS = ((1, 0), (3, 0), (1, 100), (3, 100), (1, 300), (3, 300))
 SENTENCE = "The seller says many things about it. "
 SIDE = 1024
-CHOICES = [
-    Choice(f"Is this number {n}?", ["red", "blue", "green", "none of these"]) for n in range(40)
-]
+CHOICES = [Choice(f"Is this number {n}?", ["red", "blue", "green", "none of these"]) for n in range(40)]
 YES_NO = [Predicate(f"Is this number {n} of the list?") for n in range(40)]
 SCORES = [Score(f"How worn is part {n}?", ["new", "used", "worn", "broken"]) for n in range(40)]
 KINDS = {
-    "of four options": CHOICES,
-    "yes or no": YES_NO,
-    "of all kinds": [*CHOICES[:12], *YES_NO[:20], *SCORES[:8]],
+    "40 of four options": CHOICES,
+    "40 of yes or no": YES_NO,
+    "40 of all kinds": [*CHOICES[:12], *YES_NO[:20], *SCORES[:8]],
 }
 
 
@@ -55,25 +55,24 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(colours).resize((SIDE, SIDE))
 
 
-def measure(pipe: Pipeline, repeat: int) -> None:
+def measure(pipe: Pipeline, settings: Sequence[tuple[int, int]], repeat: int) -> None:
     seed = 0
-    for pictures, sentences in SETTINGS:
-        for kind, questions in KINDS.items():
-            best = []
-            for count in (1, len(questions)):
-                times = []
-                for _ in range(repeat):
-                    # Other pictures and another beginning each time, so that nothing earlier is found.
-                    seed += 1
-                    shown = [picture(1000 * seed + number) for number in range(pictures)]
-                    began = time.process_time()
-                    pipe.decide(shown, questions[:count], f"{seed}. " + SENTENCE * sentences)
-                    times.append(time.process_time() - began)
-                best.append(min(times))
-            one, forty = best
+    for pictures, sentences in settings:
+        one = 0.0
+        for kind, questions in (("one question", CHOICES[:1]), *KINDS.items()):
+            times = []
+            for _ in range(repeat):
+                # Other pictures and another beginning each time, so that nothing earlier is found.
+                seed += 1
+                shown = [picture(1000 * seed + number) for number in range(pictures)]
+                began = time.process_time()
+                found = pipe.decide(shown, questions, f"{seed}. " + SENTENCE * sentences)
+                times.append(time.process_time() - began)
+            one = one or min(times)
+            tokens = max(answer.usage.prompt_tokens // len(orders(answer.question)) for answer in found)
             print(
-                f"{pictures} pictures, {sentences:3} sentences, 40 {kind:15}: {one:6.2f} s for one, {forty:6.2f} s for"
-                f" forty, {forty / one:.2f} times",
+                f"{pictures} pictures, {sentences:3} sentences, {kind:18} {min(times):6.2f} s,"
+                f" {min(times) / one:5.2f} times one, prompts of {tokens:,} tokens",
                 flush=True,
             )
 
@@ -83,6 +82,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=("bundled", "2b"), default="bundled")
+    parser.add_argument("--settings", type=int, nargs="+", default=range(len(SETTINGS)), help="by their numbers")
     parser.add_argument("--repeat", type=int, default=3, help="of so many runs the shortest")
     parser.add_argument("--folder", type=Path, help="where the checkpoint of 2b is kept, a temporary folder by default")
     arguments = parser.parse_args()
@@ -91,7 +91,7 @@ def main() -> None:
         model = checkpoint(arguments.folder or Path(made)) if arguments.shape == "2b" else None
         with Pipeline(f"local:{model}" if model else None, cache="off") as pipe:
             pipe.decide(picture(0), CHOICES[:2])
-            measure(pipe, arguments.repeat)
+            measure(pipe, [SETTINGS[number] for number in arguments.settings], arguments.repeat)
 
 
 if __name__ == "__main__":

@@ -416,6 +416,28 @@ def test_prompts_that_start_in_one_step_compute_their_common_prefix_once_and_hol
     assert scheduler.prefixes.hit_tokens == 5 * 300
 
 
+def test_orders_of_a_question_share_its_text_behind_a_long_context_too() -> None:
+    questions, orders, context, text, own = 20, 4, 2000, 30, 22
+    members = []
+    for number in range(questions):
+        for order in range(orders):
+            at = 10_000 * (number + 1) + 1000 * order
+            tokens = [
+                *range(context),
+                *range(at - 1000 * order, at - 1000 * order + text),
+                *range(at + 100, at + 100 + own),
+            ]
+            prepared = PreparedRequest(tokens, np.zeros((3, len(tokens)), dtype=np.int64), 0, ())
+            members.append(Sequence(None, 0, prepared, SamplingParams(max_tokens=1), len(members), seed=0))
+    kv = KvCache(100_000, 4000, 256)
+    # A token behind the context takes eleven times as long as the first.
+    scheduler = Scheduler(kv, PrefixIndex(kv, 20_000), 32, 512, key_cost=0.005)
+    ran = run_all(scheduler, members)
+    least = context + questions * (text + orders * own)
+    assert ran.computed <= 1.02 * least, f"{ran.computed} tokens for {least}"
+    assert ran.steps <= 50
+
+
 def test_where_rows_cannot_be_shared_prefixes_are_copied_one_step_later() -> None:
     members = [prompt(300, 20, place) for place in range(6)]
     scheduler = scheduler_of(20_000, 1000, 8, 4000, kept=4000, shares=False)

@@ -31,8 +31,7 @@ HEADROOM: Final = 64
 AHEAD: Final = 2
 # Tokens of a prefix under computation for which another prompt waits: for fewer it starts at once and computes its own.
 WORTH_WAITING: Final = 4 * BLOCK
-# A step that nothing decodes in has this part of its tokens at least, however long the context makes it: smaller pieces
-# share less of what prompts have in common.
+# Where nothing decodes, this part of a step's tokens fits into it behind any context: smaller pieces share less.
 FEWEST: Final = 1 / 4
 ORDER: Final = attrgetter("order")
 
@@ -130,8 +129,8 @@ class Scheduler:
                 break
             self.waiting.remove(sequence)
             self._chunk(step, sequence, remaining)
+            # Who were admitted to a full step would share no more than what it computes of this one.
             if sequence.num_scheduled < min(len(sequence.tokens), sequence.num_computed + sequence.max_chunk):
-                # The step is full: who were admitted now would share no more than what it computes of this one.
                 break
         self._slices(step, candidates, remaining)
         return step
@@ -264,10 +263,9 @@ class Scheduler:
         picture_units = sum(pictures for _, pictures in candidates)
         price, picture_price = costs.prompt or 0.0, costs.pictures or 0.0
         present = min(self.max_num_seqs, len(step.decode) + len(step.prefill) + len(prompts))
-        seconds = self.budget.beside_decode(
-            step.num_rows, present, prompt_units * price + picture_units * picture_price
-        )
-        longest = max((len(sequence.tokens) for sequence in prompts), default=0)
+        backlog = prompt_units * price + picture_units * picture_price
+        seconds = self.budget.beside_decode(step.num_rows, present, backlog)
+        longest = max((len(s.tokens) for s in prompts), default=0)
         most = tokens * max(1.0, FEWEST * (1.0 + self._key_cost * longest))
         units = min(most, seconds / price) if price else most
         relative = picture_price / price if price else 1.0
