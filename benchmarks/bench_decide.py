@@ -25,7 +25,7 @@ from qvl.decisions import Choice, Predicate, Score
 from qvl.decisions.questions import orders
 
 # Pictures, and sentences of the context.
-SETTINGS = ((1, 0), (3, 0), (1, 100), (3, 100), (1, 300), (3, 300))
+SETTINGS = ((1, 0), (3, 0), (1, 100), (3, 100), (1, 400), (3, 380))
 SENTENCE = "The seller says many things about it. "
 SIDE = 1024
 CHOICES = [Choice(f"Is this number {n}?", ["red", "blue", "green", "none of these"]) for n in range(40)]

@@ -438,6 +438,29 @@ def test_orders_of_a_question_share_its_text_behind_a_long_context_too() -> None
     assert ran.steps <= 50
 
 
+def test_who_loses_the_row_that_held_its_picture_waits_for_the_picture() -> None:
+    # The picture ends behind a whole block, so only who asks the same question finds all of it.
+    def about(text: int, tail: int, arrival: int) -> Sequence:
+        tokens = [*[1] * 328, *range(text, text + 30), *range(tail, tail + 6)]
+        picture = PreparedPicture("a", (2, 2), 4, 324, cost=10.0)
+        prepared = PreparedRequest(tokens, np.zeros((3, len(tokens)), dtype=np.int64), 0, (picture,))
+        return Sequence(None, 0, prepared, SamplingParams(max_tokens=1), arrival, seed=0)
+
+    scheduler = scheduler_of(20_000, 1000, 8, 4000, kept=4000)
+    first, other, same = about(1000, 2000, 0), about(3000, 4000, 1), about(1000, 5000, 2)
+    for seen in (first, other):
+        seen.prepared.pictures[0].features = object()
+    run_all(scheduler, [first])
+    scheduler.add(other)
+    scheduler.add(same)
+    step = scheduler.schedule()
+    assert [chunk.sequence for chunk in step.prefill] == [other], "which goes on in the first one's row"
+    scheduler.commit(step)
+    other.append(3)
+    scheduler.finish(other)
+    assert [part.sequence for part in scheduler.schedule().pictures] == [same]
+
+
 def test_where_rows_cannot_be_shared_prefixes_are_copied_one_step_later() -> None:
     members = [prompt(300, 20, place) for place in range(6)]
     scheduler = scheduler_of(20_000, 1000, 8, 4000, kept=4000, shares=False)

@@ -122,8 +122,8 @@ class Scheduler:
         for sequence, pictures in candidates:
             if len(self.running) >= self.max_num_seqs or not remaining.for_prompt(sequence, step, self.grain):
                 break
-            # One that was admitted just now may compute what this one begins with.
-            if pictures or self._waits_for_prefix(sequence):
+            # One that was admitted just now may compute what this one begins with, or have taken over the row with it.
+            if pictures or self._waits_for_prefix(sequence) or self._pending(sequence):
                 continue
             if not self._admit(sequence, step):
                 break
