@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# Queries from which it pays to widen the keys: in bfloat16 torch's attention is the slower one where no tiles compute it.
+# Queries from which it pays to widen the keys: without tiles torch computes attention in bfloat16 more slowly.
 WIDENED: Final = 192
 
 
