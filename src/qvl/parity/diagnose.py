@@ -40,7 +40,7 @@ _SYSTEM_SHOWN: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What first spoke for a cause: in words, at another layer than the cause's own, and whether for no other cause.
+    """The first evidence for a cause: in words, at another layer than the cause's own, and whether it fits no other.
 
     `side` is the side, "A" or "B", whose answer alone shows it.
     """

@@ -103,7 +103,7 @@ class Difference:
 
     @property
     def failed(self) -> tuple[bool, bool]:
-        """Whether A, and whether B, has no answer."""
+        """True for A, and for B, if it has no answer."""
         a, b = self.errors
         return a is not None, b is not None
 

@@ -126,7 +126,7 @@ def _case(record: RecordFile, name: str, folder: Path) -> Case:
 
 
 class CaseFacts(TypedDict):
-    """What a record says of a case: its pictures in base64, and one of the others."""
+    """The facts of a case in a record: its pictures in base64, and one of the others."""
 
     pictures: Required[list[str]]
     question: NotRequired[str]
