@@ -12,6 +12,8 @@ import pytest
 
 from qvl.backends.local.backend import LocalBackend
 from tests.conftest import AS_FOUND
+from tests.media.films import film
+from tests.media.papers import BAG, MUG, paper
 from tests.server.conftest import Running, start
 from tests.server.page.conftest import drop, shot, watched
 
@@ -55,9 +57,33 @@ def looked_at(page: Any, width: int, name: str, wrong: list[object]) -> Callable
     return look
 
 
+def look_at_media(page: Any, bundled: Running, look: Callable[[str], None], folder: Path) -> None:
+    """PDFs and videos: before they are sent, in a turn, drawn with boxes; and what is refused."""
+    page.goto(bundled.url)
+    page.wait_for_selector("#state.ready")
+    (folder / "bill.pdf").write_bytes(paper([MUG, BAG]))
+    page.set_input_files("#files", [str(folder / "bill.pdf"), str(film(folder / "clip.webm", frames=32))])
+    page.locator("#pictures .frame-at").first.wait_for(state="attached")
+    look("media")
+    page.click("#send")
+    page.wait_for_selector(".turn .facts dd")
+    page.wait_for_selector("#send:enabled")
+    look("media-chat")
+    page.click("#tab-locate")
+    page.click("#locate")
+    page.wait_for_selector("#locate:enabled")
+    look("media-refused")
+    page.get_by_label("Pages of bill.pdf").fill("1")
+    page.click("#locate")
+    page.wait_for_selector("#answer .place rect")
+    look("media-locate")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 820, 1440])
-def test_every_state_is_for_everybody(browser, axe: Path, bundled: Running, width: int, scheme: str) -> None:
+def test_every_state_is_for_everybody(
+    browser, axe: Path, bundled: Running, width: int, scheme: str, tmp_path: Path
+) -> None:
     height = 844 if width < 800 else 1000
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     context.add_init_script(path=str(axe))
@@ -121,6 +147,7 @@ def test_every_state_is_for_everybody(browser, axe: Path, bundled: Running, widt
     page.locator("#history .entry").first.wait_for()
     page.click("#settings-button")
     look("panels")
+    look_at_media(page, bundled, look, tmp_path)
     page.goto(f"{bundled.url}/docs")
     page.click("summary")
     look("docs")

@@ -3,12 +3,12 @@ import { button, copyButton, element, facts, seconds, tokens } from "./dom.js";
 import { markdown } from "./markdown.js";
 import { isVideoUrl, posterOf, strip } from "./video_strip.js";
 
-const seen = (picture) => (isVideoUrl(picture.url) ? strip(picture) : element("img", { src: posterOf(picture), alt: picture.name }));
+const seen = (picture, within) => (isVideoUrl(picture.url) ? strip(picture, within) : element("img", { src: posterOf(picture), alt: picture.name }));
 
 export function pictureRow(pictures, open) {
   if (!pictures.length) return null;
   return element("ul", { className: "turn-pictures", ariaLabel: "Pictures of this turn" }, ...pictures.map((picture) => {
-    const shown = picture.url ? seen(picture)
+    const shown = picture.url ? seen(picture, true)
       : element("span", { className: "reading", textContent: `reading ${picture.name} …` });
     return element("li", {}, element("button", {
       type: "button", className: "picture", title: `${picture.name}: look closer`, onclick: () => open(picture),

@@ -57,7 +57,8 @@ export async function readFrames(shown) {
   }
 }
 
-export function strip(shown) {
+// Frames that do not fit are scrolled to, by keyboard too; `within` a button they stand in several lines.
+export function strip(shown, within = false) {
   if (!shown.frames?.length) {
     const told = shown.frames ? "the browser does not play it" : "reading its frames …";
     return element("span", { className: "reading", textContent: `${shown.name}: ${told}` });
@@ -65,5 +66,5 @@ export function strip(shown) {
   const figures = shown.frames.map(({ at, src }) => element("span", { className: "frame-at" },
     element("img", { src, alt: "" }), element("span", { className: "how", textContent: `${at.toFixed(1)} s` })));
   const told = `${figures.length} frames of ${shown.name}, ${shown.seconds.toFixed(1)} s`;
-  return element("span", { className: "frames", attributes: { role: "img", "aria-label": told } }, ...figures);
+  return element("span", { className: "frames", ...(!within && { tabIndex: 0 }), attributes: { role: "img", "aria-label": told } }, ...figures);
 }
