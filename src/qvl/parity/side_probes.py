@@ -33,7 +33,7 @@ _CONTROL: Final = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What a probe found: about what, whether that is right (None: it cannot tell), in words, and the cause if not."""
+    """A probe's finding: about what, whether that is right (None: it cannot tell), in words, and the cause if not."""
 
     subject: str
     right: bool | None

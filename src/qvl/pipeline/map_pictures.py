@@ -35,7 +35,7 @@ ANY_PICTURE: Final = "picture.png"
 
 
 class CallMaker(Protocol):
-    """What `map` needs of an `AsyncPipeline`."""
+    """The part of an `AsyncPipeline` that `map` needs."""
 
     executor: Executor
     concurrency: int
@@ -47,7 +47,7 @@ class CallMaker(Protocol):
 
 
 class MapTask:
-    """What every picture of a `map` is asked: `question`, else the targets `locate`, else an analysis by `schema`.
+    """The request of every picture of a `map`: `question`, else the targets `locate`, else an analysis by `schema`.
 
     Raises:
         ConfigError: the arguments do not go together, or no picture could be asked so.
