@@ -6,7 +6,7 @@ const DATA = /data:(?:image|video|application)\/[\w.+-]+/g;
 // `message` about the one picture that `name` is.
 export function withName(message, name) {
   const about = message.replace(PLACE, "").replace(DATA, (kind) => (name.startsWith(kind) ? kind : name));
-  return about.startsWith(name) || about === message ? about : `${name}: ${about}`;
+  return about.startsWith(name) || about === message || name.startsWith("data:") ? about : `${name}: ${about}`;
 }
 
 // `message` about a conversation: `said` are its turns as they were sent, behind `before` messages.
