@@ -270,7 +270,7 @@ class ScriptedEndpoint:
 
     @property
     def chats(self) -> list[Received]:
-        """The chat requests that came."""
+        """The chat requests that came, but for empty ones."""
         return [received for received in self.requests if received.path.partition("?")[0].endswith("/chat/completions")]
 
     def say(self, *answers: ScriptedAnswer) -> ScriptedEndpoint:
@@ -346,7 +346,8 @@ class ScriptedEndpoint:
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError, ssl.SSLError):
                 while (received := await _read(reader)) is not None:
-                    self.requests.append(received)
+                    if received.body != {}:
+                        self.requests.append(received)
                     exchange = ScriptedExchange(received, self, writer)
                     self.running += 1
                     try:
@@ -382,6 +383,11 @@ class ScriptedEndpoint:
 
     async def _chat(self, exchange: ScriptedExchange) -> None:
         body = exchange.received.body
+        if body == {}:
+            # By which a client finds out whether there is the route.
+            error = {"message": "messages is missing", "type": "invalid_request_error", "param": "messages"}
+            await exchange.whole(400, {"error": error})
+            return
         if self.script:
             await self.script.popleft()(exchange)
             return

@@ -177,12 +177,31 @@ def test_pictures_of_the_command_line_are_refused_before_anything_is_asked(endpo
     assert (endpoint.requests, (tmp_path / "o").exists()) == ([], False)
 
 
-def test_an_endpoint_without_the_route_is_refused_in_one_line(endpoint, bench, lines, tmp_path: Path) -> None:
-    ran = bench("--url", endpoint.url, "--target", "responses", "-d", lines(*prompts(2)), "--out", tmp_path / "o")
+@pytest.mark.parametrize(("target", "route"), [("responses", "/chat/completions"), ("chat", "/responses")])
+def test_an_endpoint_without_the_route_is_refused_in_one_line(
+    bench, lines, tmp_path: Path, target: str, route: str
+) -> None:
+    with ScriptedEndpoint(route=route) as endpoint:
+        ran = bench("--url", endpoint.url, "--target", target, "-d", lines(*prompts(2)), "--out", tmp_path / "o")
     assert ran.exit_code == 1
-    assert f"{endpoint.url} has no /responses (choose another --target, or another endpoint)" in ran.stderr
+    refusal = f"{endpoint.url} has no {APIS[target].path} (choose another --target, or another endpoint)"
+    assert refusal in ran.stderr
     assert ran.stderr.count("\n") == 1
     assert not (tmp_path / "o").exists()
+
+
+def test_a_field_that_a_target_has_not_is_refused_by_name(endpoint, bench, lines, tmp_path: Path) -> None:
+    data, out = lines({"prompt": "Is it red?", "questions": "Is it?", "max_tokens": 4}, *prompts(1)), tmp_path / "o"
+    ran = bench("--url", endpoint.url, "--target", "decisions", "-d", data, "--max-tokens", 9, "--out", out)
+    assert ran.exit_code == 2
+    assert ran.stderr.strip().endswith(
+        "max_tokens, for which --target decisions has no form (leave it out, or choose another --target)"
+    )
+    assert (endpoint.requests, out.exists()) == ([], False)
+    with pytest.raises(NoRequestError, match="tools, for which --target completions has no form"):
+        body("completions", [{"role": "user", "content": "Hi"}], tools=[{}])
+    with pytest.raises(ConfigError, match="max_tokens, for which --target decisions has no form"):
+        list(Files([str(data)], api=find_api("decisions")(), strict=True))
 
 
 def test_a_run_is_resumed_with_the_target_that_it_had(endpoint, bench, lines, tmp_path: Path) -> None:

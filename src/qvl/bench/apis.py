@@ -14,9 +14,14 @@ from qvl.backends.openai.answer_reader import read_usage
 from qvl.backends.openai.wire import WireUsage
 from qvl.bench.timed_answer import TimedAnswer
 from qvl.errors import ConfigError
+from qvl.sampling import SamplingParams
 from qvl.suggest import nearest
 from qvl.types import JsonMapping, JsonObject
 
+CHAT_FIELDS: Final = (SamplingParams.names() - {"n"}) | {
+    "max_completion_tokens", "top_logprobs", "response_format", "tools", "tool_choice",
+}  # fmt: skip
+"""Fields of a chat request that a line may set."""
 MESSAGES_MAX_TOKENS: Final = 1024
 """Anthropic's API has no default of its own."""
 
@@ -40,6 +45,7 @@ class BenchApi:
         fields: further fields that a line may set.
         input_field: the field by which a line is known as a whole request of this API; "" if none is.
         renamed: names of fields in chat, and what they are called here.
+        absent: fields of chat that are refused, since there is nothing of the kind here.
     """
 
     name: ClassVar[str] = "chat"
@@ -49,6 +55,7 @@ class BenchApi:
     fields: ClassVar[frozenset[str]] = frozenset()
     input_field: ClassVar[str] = ""
     renamed: ClassVar[Mapping[str, str]] = {}
+    absent: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, params: JsonMapping | None = None, *, stream: bool = True) -> None:
         self.params = dict(params or {})
@@ -64,7 +71,10 @@ class BenchApi:
         Raises:
             NoRequestError: the API has no form for a part of it.
         """
-        params = self._named({**params, **self.params})
+        params = {**params, **self.params}
+        if unknown := sorted(self.absent & params.keys()):
+            raise self._refused(unknown[0])
+        params = self._named(params)
         return {**(self._asked(messages, params) if messages else {}), **params, **self._ending()}
 
     def read(self, event: JsonMapping, now: float, answer: TimedAnswer) -> None:
@@ -103,6 +113,7 @@ class CompletionsApi(BenchApi):
     name = "completions"
     path = "/completions"
     renamed: ClassVar[Mapping[str, str]] = {"max_completion_tokens": "max_tokens"}
+    absent = frozenset({"tools", "tool_choice"})
 
     def _asked(self, messages: Sequence[JsonObject], params: JsonObject) -> JsonObject:
         if len(messages) > 1:
@@ -308,6 +319,7 @@ class DecisionsApi(ResponsesApi):
     counts_pictures = False
     fields = frozenset({"questions"})
     renamed: ClassVar[Mapping[str, str]] = {}
+    absent: ClassVar[frozenset[str]] = CHAT_FIELDS
 
     def _asked(self, messages: Sequence[JsonObject], params: JsonObject) -> JsonObject:
         items = [self._item(message) for message in messages]

@@ -109,13 +109,11 @@ class LoadedEndpoint:
         return self.model
 
     async def find_route(self) -> None:
-        """Look whether the endpoint has the route of another API than chat, which every one has.
+        """Look whether the endpoint has the route of the API, by an empty request, which one that has it refuses.
 
         Raises:
             AttemptFailedError: the endpoint has no such route, or does not answer.
         """
-        if self.api.name == "chat":
-            return
         request = self._pool.request("POST", self.api.path, self._headers, b"{}")
         try:
             await self._exchange(request, min(self.timeout, 10.0), TimedAnswer(), lambda now, data: None)

@@ -20,15 +20,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias, cast
 
-from qvl.bench.apis import BenchApi, NoRequestError
-from qvl.sampling import SamplingParams
+from qvl.bench.apis import CHAT_FIELDS, BenchApi, NoRequestError
 from qvl.types import JsonObject
 
 TEXT_KEYS: Final = ("prompt", "text", "question", "query", "instruction")
 PICTURE_KEYS: Final = ("image_path", "image_url", "image", "images", "image_files", "image_paths", "image_urls")
-PARAMS: Final = (SamplingParams.names() - {"n"}) | {
-    "max_completion_tokens", "top_logprobs", "response_format", "tools", "tool_choice",
-}  # fmt: skip
 NOT_OURS: Final = frozenset({"model", "messages", "stream", "stream_options"})
 _MARK: Final = "<image>"
 # Of ShareGPT's turns and those who took up its form.
@@ -98,7 +94,7 @@ def _form(value: object, prompt: str, media: Sequence[str], api: BenchApi) -> Fo
         return name, (), _whole(body), expected
     if api.input_field and value.get(api.input_field) is not None and not any(map(value.get, TEXT_KEYS)):
         return name, (), _whole(value), expected
-    params = {key: value[key] for key in PARAMS | api.fields if value.get(key) is not None}
+    params = {key: value[key] for key in CHAT_FIELDS | api.fields if value.get(key) is not None}
     pictures = [source for key in media if value.get(key) is not None for source in _sources(value[key], key)]
     longest = next((value[key] for key in _LONGEST if value.get(key) is not None), None)
     if longest is not None and not {"max_tokens", "max_completion_tokens"} & params.keys():

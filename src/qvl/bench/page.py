@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEWEST: Final = 8
-"""Points of a plot; fewer say less than the table."""
+"""Requests of a plot; fewer say less than the table."""
+FEWEST_LEVELS: Final = 3
+"""Levels of a plot over load; two are no curve."""
 
 
 def write(summary: Summary, path: Path) -> None:
@@ -114,13 +116,13 @@ def plots(summary: Summary) -> dict[str, str]:
     except ModuleNotFoundError as exc:
         raise MissingDependencyError("plots need the matplotlib package", hint=install_line("bench")) from exc
     names = [endpoint["url"] for endpoint in summary.data["asked"]["endpoints"]]
-    levels = any(len(rows) > 1 for rows in summary.data.get("sweep", ()))
+    levels = any(len(rows) >= FEWEST_LEVELS for rows in summary.data.get("sweep", ()))
     gaps = any(len(values) >= FEWEST for values in summary.points.gaps.values())
     answered = sum(point[4] for point in summary.points.kept)
     drawn = {}
     if answered >= FEWEST:
         drawn["Latency distribution"] = _latencies(_figure(3.4), summary.points, names)
-    if gaps:
+    if gaps and answered >= FEWEST:
         drawn["Time between tokens"] = _between_tokens(_figure(3.0), summary.points, names)
     if levels:
         drawn["Latency against load"] = _against_load(_figure(3.4), summary, names)

@@ -98,7 +98,11 @@ class Run:
         self._client_seconds = 0.0
 
     def _check_input(self) -> None:
-        """Refuse a request of the command line for which the API has no form; lines of files are skipped one by one."""
+        """Refuse what the command line asks and the API has no form for; lines of files are skipped one by one."""
+        try:
+            self.api.body((), {})
+        except NoRequestError as exc:
+            raise ConfigError(str(exc), hint="leave it out, or choose another --target") from exc
         if isinstance(self.dataset, Files):
             return
         for item in islice(self.dataset, 1):
