@@ -461,6 +461,44 @@ def test_who_loses_the_row_that_held_its_picture_waits_for_the_picture() -> None
     assert [part.sequence for part in scheduler.schedule().pictures] == [same]
 
 
+def test_a_long_prompt_gets_its_picture_encoded_beside_prompts_that_keep_coming() -> None:
+    # Attention to so many keys makes a step's time far longer than its tokens say: these must not use all of it up.
+    scheduler = scheduler_of(200_000, 8000, 8, 1000)
+    scheduler._key_cost = 0.02
+    picture = PreparedPicture("a", (2, 2), 4, 324, cost=2000.0)
+    prepared = PreparedRequest([1] * 4000, np.zeros((3, 4000), dtype=np.int64), 0, (picture,))
+    scheduler.add(Sequence(None, 0, prepared, SamplingParams(max_tokens=1), 0, seed=0))
+    for arrival in range(1, 16):
+        scheduler.add(sequence(500, 1, arrival, first=1000 * arrival))
+    units = 0.0
+    for _ in range(3):
+        step = scheduler.schedule()
+        assert sum(chunk.count for chunk in step.prefill) >= 500, "nor do they wait for the picture"
+        units += sum(part.units for part in step.pictures)
+        scheduler.commit(step)
+        for chunk in step.prefill:
+            if chunk.samples:
+                scheduler.finish(chunk.sequence)
+    assert units >= 1000
+
+
+def test_what_decodes_does_not_wait_longer_because_a_prompt_is_long() -> None:
+    scheduler = scheduler_of(200_000, 8000, 8, 1000)
+    scheduler._key_cost = 0.02
+    answering, long = sequence(10, 50, 0), sequence(4000, 1, 1, first=1000)
+    scheduler.add(answering)
+    scheduler.commit(scheduler.schedule())
+    answering.append(3)
+    scheduler.add(long)
+    while long.num_computed < len(long.tokens):
+        step = scheduler.schedule()
+        assert step.decode == [answering]
+        [chunk] = step.prefill
+        assert scheduler._units(chunk.start, chunk.count) <= 1000
+        scheduler.commit(step)
+        answering.append(3)
+
+
 def test_where_rows_cannot_be_shared_prefixes_are_copied_one_step_later() -> None:
     members = [prompt(300, 20, place) for place in range(6)]
     scheduler = scheduler_of(20_000, 1000, 8, 4000, kept=4000, shares=False)

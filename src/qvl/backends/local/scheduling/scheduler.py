@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import insort, insort_left
 from collections import deque
 from itertools import islice
-from math import inf
+from math import inf, sqrt
 from operator import attrgetter
 from typing import Final
 
@@ -236,8 +236,8 @@ class Scheduler:
 
     def _affordable(self, start: int, units: float) -> int:
         """Return how many tokens from `start` on cost at most `units`."""
-        roughly = units / (1.0 + self._key_cost * start)
-        return int(units / (1.0 + self._key_cost * (start + roughly / 2)))
+        first = 1.0 + self._key_cost * start
+        return int(2 * units / (first + sqrt(first * first + 2 * self._key_cost * units)))
 
     def _pending(self, sequence: Sequence) -> float:
         """Return the units that the pictures still take which a waiting sequence needs; 0 when it can start."""
@@ -266,7 +266,7 @@ class Scheduler:
         backlog = prompt_units * price + picture_units * picture_price
         seconds = self.budget.beside_decode(step.num_rows, present, backlog)
         longest = max((len(s.tokens) for s in prompts), default=0)
-        most = tokens * max(1.0, FEWEST * (1.0 + self._key_cost * longest))
+        most = tokens * (1.0 if step.num_rows else max(1.0, FEWEST * (1.0 + self._key_cost * longest)))
         units = min(most, seconds / price) if price else most
         relative = picture_price / price if price else 1.0
         # Prompts that came later leave half to the pictures that came before them, so that neither waits for ever.
@@ -289,7 +289,8 @@ class Scheduler:
     def _slices(self, step: Step, candidates: list[tuple[Sequence, float]], remaining: Remaining) -> None:
         """Spend what remains on pictures: first come, first served, but half of it goes to a smaller one behind."""
         looking = _different(candidates)
-        left = min(remaining.units, remaining.tokens) / remaining.picture_price
+        # Not what the tokens leave: prompts that came later may take all of them.
+        left = min(remaining.units, self.max_num_batched_tokens) / remaining.picture_price
         if not looking or (left < self.grain and step.has_prompt):
             return
         first, *others = looking
