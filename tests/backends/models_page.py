@@ -89,8 +89,8 @@ request that its `/v1/models` tells (`max_videos`, `max_body_bytes`); beyond, th
 [tested](../tests/backends/openai/test_videos.py) |
 
 Where the frames are sent as pictures a note says so: in `Result.notes`, and in the answers of qvl-serve, as `notes`
-beside the usage, to which a client of qvl adds its own. Of a stream the event with the usage has them; chat and text
-completions send that with the option `include_usage`. How videos reached the endpoint is part of the cache key.
+beside the usage, to which a client of qvl adds its own. Of a stream the last event has them. How videos
+reached the endpoint is part of the cache key.
 """
 
 

@@ -135,6 +135,23 @@ def test_frames_that_a_film_does_not_have_are_told(clip: Path, asked: dict[str, 
             assert not [note for note in other.notes if "instead of" in note]
 
 
+def test_a_note_names_the_film_of_its_own_request_and_not_of_the_one_that_was_kept(
+    backend: TalkingBackend, clip: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.mp4"
+    other.write_bytes(clip.read_bytes())
+    told = "sent as 4 pictures, each behind its time, since talking:parrot takes no videos"
+    with Pipeline(backend=backend, cache="memory:") as pipeline:
+        for shown, state, name in (
+            (clip, "miss", str(clip)),
+            (other, "hit", str(other)),
+            (clip.read_bytes(), "hit", "video 1"),
+        ):
+            result = pipeline.ask(shown, "When?")
+            assert result.cache == state
+            assert result.notes == (f"{name}: {told}",)
+
+
 class Roomy(TalkingBackend):
     """One that takes more pictures."""
 

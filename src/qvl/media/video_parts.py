@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from qvl.media.document import Document
@@ -30,9 +30,24 @@ def media_parts(medium: Medium) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def video_notes(videos: Iterable[Video]) -> tuple[str, ...]:
-    """Return what a result says of videos of which fewer frames are shown than were asked for."""
-    return tuple(f"{video.source}: {video.note}" for video in videos if video.note)
+def fewer_frames(videos: Sequence[Video]) -> tuple[str, ...]:
+    """Return the notes on videos of which fewer frames are shown than were asked for."""
+    return tuple(f"{name}: {video.note}" for name, video in _named(videos) if video.note)
+
+
+def sent_as_pictures(videos: Sequence[Video], why: str) -> tuple[str, ...]:
+    """Return the notes on videos whose frames are sent as pictures; `why` says who takes no more, and what."""
+    return tuple(
+        f"{name}: sent as {len(video.frames)} picture{'s' if len(video.frames) > 1 else ''}, each behind its time,"
+        f" since {why}"
+        for name, video in _named(videos)
+    )
+
+
+def _named(videos: Sequence[Video]) -> Iterator[tuple[str, Video]]:
+    """Yield each video with what it is called in notes: the number of one that came without a name."""
+    for number, video in enumerate(videos, start=1):
+        yield f"video {number}" if video.source.startswith(("data:", "<")) else video.source, video
 
 
 def bytes_with_files(request: ChatRequest) -> int:

@@ -21,7 +21,7 @@ from qvl.chunks import unfold
 from qvl.errors import AnalysisError
 from qvl.log import logger
 from qvl.media.digest_cache import DigestCache
-from qvl.media.video_parts import video_notes
+from qvl.media.video_parts import fewer_frames, sent_as_pictures
 from qvl.pipeline.cache_store import WORKERS, Store, from_entry, to_entry
 from qvl.pipeline.job import CacheHit, CacheMiss, Job, Outcome, Streaming
 from qvl.pipeline.load_pictures import decode_pictures, is_one_local, load_pictures, naming, read_pictures
@@ -342,8 +342,8 @@ class Executor:
             key=job.key,
             pictures=job.request.pictures,
             videos=job.request.videos,
-            # Not of the answer that is kept: another request may have asked for these very frames.
-            notes=(*video_notes(job.request.videos), *outcome.result.notes),
+            # Not of the answer that is kept: another request may have these very frames from a file of another name.
+            notes=(*self._notes_on(job.request), *outcome.result.notes),
         )
         for hook in self.plugins.hook.response_done.get_hookimpls():
             try:
@@ -360,6 +360,15 @@ class Executor:
             completion_tokens=result.usage.completion_tokens,
         )
         return result
+
+    def _notes_on(self, request: ChatRequest) -> tuple[str, ...]:
+        """Return what the result says of the request's videos."""
+        if not request.videos:
+            return ()
+        have = self._known_capabilities()
+        why = None if have is None else have.why_pictures(request)
+        me = f"{self.backend.name}:{self.backend.model}"
+        return fewer_frames(request.videos) + (sent_as_pictures(request.videos, f"{me} {why}") if why else ())
 
     async def _answer(self, call: Call[R], job: Job, emit: Written) -> Outcome:
         """Return the outcome of `call`, computed by another process or by the backend, and then cached."""
@@ -413,7 +422,7 @@ class Executor:
                 self.on_chunk(job, chunk)
 
         request, salt = job.request, job.salt
-        videos, notes = request.videos, _notes_on(self.backend, request)
+        videos = request.videos
         request = self.backend.capabilities.taken(request)
         if salt != request.cache_salt:
             request = request.replace(cache_salt=salt)
@@ -426,23 +435,13 @@ class Executor:
                 choices=folder.choices(),
                 usage=dataclasses.replace(folder.usage, video_frames=sum(len(video.frames) for video in videos)),
                 timing=timing,
-                notes=(*notes, *folder.notes),
+                notes=folder.notes,
                 model=request.adapter or self.backend.model,
                 backend=self.backend.name,
                 created_at=time.time(),
                 prompt=folder.prompt,
             )
         )
-
-
-def _notes_on(backend: Backend, request: ChatRequest) -> tuple[str, ...]:
-    """Return what the result says of videos whose frames the backend is sent as pictures."""
-    why = backend.capabilities.why_pictures(request)
-    if why is None:
-        return ()
-    sent = "sent as {} pictures, each behind its time, since"
-    me = f"{backend.name}:{backend.model}"
-    return tuple(f"{video.source}: {sent.format(len(video.frames))} {me} {why}" for video in request.videos)
 
 
 def _state(job: Job, outcome: Outcome, joined: bool) -> CacheState:

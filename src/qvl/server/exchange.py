@@ -189,7 +189,7 @@ class Exchange:
         return HttpError(
             413,
             f"the body is larger than {self.core.settings.max_body_bytes} bytes",
-            hint="send smaller pictures, or URLs",
+            hint="send smaller pictures, of videos fewer frames (nframes), or URLs",
             code="request_too_large",
             headers=((b"connection", b"close"),),
         )

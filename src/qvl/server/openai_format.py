@@ -143,8 +143,12 @@ class StreamUsage:
         self._usage = chunk.usage or replace(self._usage, completion_tokens=said + tokens, reasoning_tokens=thought)
         return {"usage": usage_of(self._usage)}
 
-    def close(self, head: Mapping[str, object], result: Result) -> bytes:
-        """Return the final usage event with the notes, if requested, and `[DONE]`."""
-        if not self._included:
-            return DONE
-        return data_event({**head, **notes_of(result), "usage": usage_of(result.usage)}) + DONE
+    def close(self, head: Mapping[str, object], result: Result, empty: Mapping[str, object]) -> bytes:
+        """Return the final event with the usage, if requested, and the notes, if there are any; then `[DONE]`.
+
+        Without the usage it has the choice `empty`: clients that asked for none expect one in every event.
+        """
+        notes = notes_of(result)
+        if self._included:
+            return data_event({**head, **notes, "usage": usage_of(result.usage)}) + DONE
+        return data_event({**head, "choices": [empty], **notes}) + DONE if notes else DONE

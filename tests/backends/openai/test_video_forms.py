@@ -14,9 +14,10 @@ from qvl import AsyncPipeline
 from qvl.backends.base import Capabilities
 from qvl.backends.local.backend import LocalBackend
 from qvl.backends.openai.backend import OpenAIBackend
+from qvl.backends.openai.failures import from_status
 from qvl.backends.openai.probe import common
 from qvl.backends.openai.wire import Dialect, request_body
-from qvl.errors import UnsupportedInputError
+from qvl.errors import RequestError, UnsupportedInputError
 from qvl.media.load_video import load_video
 from qvl.media.policy import MediaPolicy
 from qvl.types import ChatRequest, ImagePart, Message, TextPart, VideoPart
@@ -137,6 +138,31 @@ async def test_a_film_that_is_too_large_for_an_endpoint_is_sent_as_pictures_with
     (note,) = result.notes
     assert "large.mp4: sent as 2 pictures, each behind its time" in note
     assert "takes at most 2 MiB in a request" in note
+
+
+@pytest.mark.asyncio
+async def test_frames_that_are_too_large_as_pictures_too_are_refused_with_the_way_out(clip: Path) -> None:
+    server = start(Filming(), cache="off", max_body_bytes=70_000)
+    try:
+        async with AsyncPipeline(backend=OpenAIBackend(base_url=server.url), cache="off") as pipeline:
+            fits = await pipeline.ask(clip, "When?", video={"nframes": 1})
+            asked = len(server.backend.requests)
+            with pytest.raises(RequestError, match=r"with its 20 pictures has 0\.") as caught:
+                await pipeline.ask(clip, "When?", video={"nframes": 20})
+            assert len(server.backend.requests) == asked
+    finally:
+        server.stop()
+    assert "sent as 1 picture, each" in fits.notes[0]
+    assert "takes at most 0.07 MiB in a request" in caught.value.message
+    assert "fewer frames: nframes" in str(caught.value)
+    assert caught.value.code == "request_too_large"
+
+
+def test_a_proxy_that_takes_no_large_body_is_told_with_the_way_out() -> None:
+    failed = from_status(413, "<html><h1>413 Request Entity Too Large</h1></html>", {}, "http://proxy/v1")
+    assert isinstance(failed.error, RequestError)
+    assert "fewer frames: nframes" in str(failed.error)
+    assert failed.error.code == "request_too_large"
 
 
 @pytest.mark.asyncio

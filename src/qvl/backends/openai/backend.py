@@ -21,7 +21,7 @@ from qvl.backends.openai.endpoint_list import Listed, by_name, listed_endpoints
 from qvl.backends.openai.failures import Failed, Impact, Repeat
 from qvl.backends.openai.fleet import Attempts, Fleet, ProbedEndpoint
 from qvl.backends.openai.pool import EndpointPool, EndpointState, Member, Policy, Ticket, weights_by_url
-from qvl.backends.openai.request_traits import is_small, picture_tokens, prompt_fields, repeatable
+from qvl.backends.openai.request_traits import is_small, picture_tokens, prompt_fields, refuse_large, repeatable
 from qvl.backends.openai.retry import RetryPolicy
 from qvl.backends.openai.transport import Pieces
 from qvl.backends.openai.wire import request_body
@@ -31,6 +31,7 @@ from qvl.errors import BackendResponseError, BackendUnavailableError, QvlError
 from qvl.evidence.coordinates import Coordinates, coordinates_named
 from qvl.log import logger
 from qvl.media.gate import hash_pictures
+from qvl.media.video_parts import sent_as_pictures
 from qvl.types import ChatRequest, Chunk, JsonObject, Timing
 
 log = logger("qvl.backends.openai")
@@ -332,8 +333,7 @@ class OpenAIBackend(Backend):
         # It may have been asked what it takes while the request waited for a place.
         notes: tuple[str, ...] = ()
         if why := findings.capabilities.why_pictures(request):
-            told = f"sent as pictures, each behind its time, since {line.endpoint.url} {why}"
-            notes = tuple(f"{video.source}: {told}" for video in request.videos)
+            notes = sent_as_pictures(request.videos, f"{line.endpoint.url} {why}")
             request = findings.capabilities.taken(request)
         if joined_late:
             try:
@@ -347,6 +347,7 @@ class OpenAIBackend(Backend):
 
         # Scaling and encoding megapixels would hold up every other stream.
         body = written() if is_small(request) else await asyncio.to_thread(written)
+        refuse_large(body, findings.body_bytes, request, line.endpoint.url)
         async with aclosing(
             line.endpoint.stream(
                 body,

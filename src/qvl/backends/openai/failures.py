@@ -51,6 +51,9 @@ _UNSUPPORTED: Final = re.compile(
 _PICTURE: Final = re.compile(r"(invalid|decode|load|fetch|corrupt|truncated).{0,40}(image|picture)", re.I)
 _MEMORY: Final = re.compile(r"out of memory|OutOfMemory|NPU OOM|\bOOM\b")
 _DEAD: Final = re.compile(r"EngineCore encountered an issue|EngineDead|engine (?:is|was) dead", re.IGNORECASE)
+TOO_LARGE: Final = "request_too_large"
+# The way out of a body that is too large.
+FEWER: Final = "fewer or smaller pictures: max_pixels; of a video fewer frames: nframes"
 _TAG: Final = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]{0,2000}>", re.S | re.I)
 
 
@@ -262,6 +265,10 @@ def _refused(status: int, details: ErrorBody, text: str) -> Failed:
     elif status in (405, 406, 415):
         hint = "does the base URL end in /v1?"
         return Failed(BackendResponseError(text, hint=hint), Repeat.ELSEWHERE, Impact.FAULT, untouched=True)
+    elif status == 413:
+        # A server that says so itself has a way out of its own.
+        told = code == TOO_LARGE
+        error = RequestError(text, hint=None if told else FEWER, param=details.param, code=code or TOO_LARGE)
     else:
         error = RequestError(text, param=details.param, code=details.code)
     return Failed(error, Repeat.NEVER, Impact.NONE)

@@ -42,11 +42,15 @@ _WORDS: Final = "Answer with the single digit 1."
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """The capabilities and dialect of an endpoint; `models` are the ids it lists (empty if it has no list)."""
+    """The capabilities and dialect of an endpoint; `models` are the ids it lists (empty if it has no list).
+
+    `body_bytes` is the most bytes of any request that it tells, None if it tells none.
+    """
 
     capabilities: Capabilities
     dialect: Dialect
     models: tuple[str, ...] = ()
+    body_bytes: int | None = None
 
 
 # Token ids are for another route of an endpoint.
@@ -246,12 +250,13 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
         sampling |= {name for name, known in PARAMETERS.items() if known.sent == "always"}
     pinned = frozenset(name for name in sampling if PARAMETERS[name].sent == "pinned")
     entry: Mapping[str, object] = next((entry for entry in listed if entry["id"] == model), {})
+    videos, body = _told(entry, "max_videos"), _told(entry, "max_body_bytes")
     capabilities = Capabilities(
         images=MANY_PICTURES if seeing.result() else 0,
         # The times of frames are told once for a request.
-        videos={"file": _told(entry, "max_videos", SOME_VIDEOS), "frames": 1, None: 0}[form],
+        videos={"file": SOME_VIDEOS if videos is None else videos, "frames": 1, None: 0}[form],
         video_form=form or "",
-        body_bytes=_told(entry, "max_body_bytes", BODY_BYTES) if form == FILES else None,
+        body_bytes=(BODY_BYTES if body is None else body) if form == FILES else None,
         max_context=_max_context(entry),
         sampling=frozenset(sampling),
         response_formats=frozenset(have & {feature.name for feature in FORMATS}),
@@ -261,7 +266,7 @@ async def probe(endpoint: Endpoint, model: str, *, retry: RetryPolicy) -> Findin
         fields=PASSED_ON | {"cache_salt"} if pinned else PASSED_ON,
         lists="lists" in have,
     )
-    return Findings(capabilities, replace(asker.dialect, pinned=pinned, videos=form), names)
+    return Findings(capabilities, replace(asker.dialect, pinned=pinned, videos=form), names, body)
 
 
 def common(findings: list[Findings]) -> Capabilities:
@@ -313,10 +318,10 @@ def _max_context(entry: Mapping[str, object]) -> int | None:
     return next((value for name in names if isinstance(value := entry.get(name), int) and value > 0), None)
 
 
-def _told(entry: Mapping[str, object], name: str, otherwise: int) -> int:
-    """Return a limit of qvl-serve's own, of its list of models."""
+def _told(entry: Mapping[str, object], name: str) -> int | None:
+    """Return a limit of qvl-serve's own, of its list of models; None if it is not told."""
     value = entry.get(name)
-    return value if isinstance(value, int) and value >= 0 else otherwise
+    return value if isinstance(value, int) and value >= 0 else None
 
 
 class _Asker:

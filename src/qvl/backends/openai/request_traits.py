@@ -6,8 +6,11 @@ import json
 from typing import Final
 
 from qvl.backends.base import Capabilities
+from qvl.backends.openai.failures import FEWER, TOO_LARGE, Failed, Impact, Repeat
+from qvl.backends.openai.transport import Pieces
 from qvl.backends.openai.wire import Dialect, request_body
 from qvl.backends.openai.wire_videos import form_named
+from qvl.errors import RequestError
 from qvl.media.base64_codec import FAST
 from qvl.media.gate import MEDIUM, SMALL
 from qvl.types import ChatRequest, JsonObject
@@ -21,6 +24,7 @@ _OF_A_PROMPT: Final = frozenset(
 )
 PATCH: Final = 32
 TEXT_PER_TOKEN: Final = 4
+MIB: Final = 1 << 20
 
 
 def repeatable(request: ChatRequest) -> bool:
@@ -54,3 +58,18 @@ def prompt_fields(prompt: ChatRequest | str, model: str, have: Capabilities) -> 
     form = form_named(have.video_form)
     fields = json.loads(b"".join(request_body(have.taken(prompt), model, Dialect(videos=form))))
     return {name: value for name, value in fields.items() if name in _OF_A_PROMPT}
+
+
+def refuse_large(body: Pieces, most: int | None, request: ChatRequest, where: str) -> None:
+    """Check that a written request has at most so many bytes; None for no limit that is known.
+
+    Raises:
+        Failed: it has more, which the endpoint at `where` would refuse once it is sent.
+    """
+    size = sum(map(len, body))
+    if most is None or size <= most:
+        return
+    shown = f" with its {len(request.pictures)} pictures" if request.pictures else ""
+    what = f"{where} takes at most {most / MIB:.2f} MiB in a request, and this one{shown} has {size / MIB:.2f}"
+    error = RequestError(what, hint=FEWER if shown else "make its texts shorter", code=TOO_LARGE)
+    raise Failed(error, Repeat.NEVER, Impact.NONE)

@@ -241,8 +241,9 @@ class ChunkWriter:
         return data_event({**self._head, "choices": [choice], **usage})
 
     def close(self, result: Result) -> bytes:
-        """Return the usage event, if requested, and `[DONE]`."""
-        return self._usage.close(self._head, result)
+        """Return the event with usage and notes, if there is any need of one, and `[DONE]`."""
+        empty: ChunkChoice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
+        return self._usage.close(self._head, result, empty)
 
 
 def _delta(chunk: Chunk) -> MessageDelta:

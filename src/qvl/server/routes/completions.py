@@ -227,5 +227,6 @@ class CompletionWriter:
         return data_event({**self._head, "choices": [piece], **usage})
 
     def close(self, result: Result) -> bytes:
-        """Return the usage event, if requested, and `[DONE]`."""
-        return self._usage.close(self._head, result)
+        """Return the event with usage and notes, if there is any need of one, and `[DONE]`."""
+        empty: TextPiece = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
+        return self._usage.close(self._head, result, empty)
