@@ -47,8 +47,14 @@ def test_the_help_names_adapters_and_what_is_wrong_with_one_comes_alone(qvl, mon
         assert "no model named" not in ran.err
     twice = qvl("ask", "What?", "--lora", "./nowhere", "-O", "adapter=./nowhere")
     assert "--lora and --option adapter" in twice.error
-    elsewhere = qvl("ask", "What?", "--lora", "./nowhere", "-m", "openai:m", "--base-url", "http://127.0.0.1:9")
-    assert "--lora is of a model that runs here" in elsewhere.error
+    elsewhere = qvl("ask", "What?", "--lora", "./nowhere", "-m", "openvino:m")
+    assert "--lora is for a local model and vllm:NAME, not for openvino:m" in elsewhere.error
+    named = qvl("ask", "What?", "--lora", "shelf=./nowhere")
+    assert "the only adapter has no name" in named.error
+    assert "--lora ./nowhere" in named.error
+    monkeypatch.setenv("QVL_MODEL", "openai:m")
+    elsewhere = qvl("ask", "What?", "--lora", "./nowhere", "--base-url", "http://127.0.0.1:9")
+    assert "an endpoint's adapters are models of it: openai:NAME" in elsewhere.error
 
 
 def test_a_film_is_no_image_in_the_line_of_time(qvl, folder: Path):

@@ -138,9 +138,11 @@ class PipelineOptions:
         if self.lora is not None:
             if "adapter" in options:
                 raise ConfigError("--lora and --option adapter=… are the same", hint="give one", param="adapter")
-            if (self.model or "").startswith("openai:"):
-                what = "--lora is of a model that runs here"
-                raise ConfigError(what, hint="of an endpoint name the adapter: --model openai:ADAPTER", param="adapter")
+            parse_args.refuse_lora(config.load(model=self.model).model)
+            name, equals, path = self.lora.partition("=")
+            if equals and not Path(self.lora).exists():
+                what = f"--lora {self.lora}: the only adapter has no name, so {name}= is not of its path"
+                raise ConfigError(what, hint=f"--lora {path}", param="adapter")
             options["adapter"] = self.lora
         media = None
         if self.allowed_private:

@@ -145,6 +145,20 @@ def of_template(params: JsonObject) -> JsonObject:
     return given
 
 
+def refuse_lora(model: str | None) -> None:
+    """Check that the backend of `model` takes LoRA adapters.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    backend, colon, _ = (model or "").partition(":")
+    if not colon or backend not in ("openai", "replay", "openvino"):
+        return
+    served = "an endpoint's adapters are models of it: openai:NAME"
+    hint = served if backend == "openai" else "take the model itself, or vllm:NAME"
+    raise ConfigError(f"--lora is for a local model and vllm:NAME, not for {model}", hint=hint, param="lora")
+
+
 def backend_options(texts: Sequence[str]) -> JsonObject:
     """Return the NAME=VALUE texts of `--option` as a dictionary.
 

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Final
 
 import typer
 
-from qvl.cli.parse_args import backend_options
+from qvl.cli.parse_args import backend_options, refuse_lora
 from qvl.errors import ConfigError
 from qvl.media.policy import DEFAULT_POLICY, MediaPolicy
 from qvl.server.settings import ServerSettings
@@ -250,11 +250,8 @@ class ServeSettings:
         backend, colon, _ = (self.model or "").partition(":")
         if not colon or backend not in ("openai", "replay", "vllm", "openvino"):
             return
-        if self.lora and backend != "vllm":
-            served = "an endpoint's adapters are models of it: openai:NAME"
-            hint = served if backend == "openai" else "take the model itself, or vllm:NAME"
-            what = f"--lora is for a local model and vllm:NAME, not for {self.model}"
-            raise ConfigError(what, hint=hint, param="lora")
+        if self.lora:
+            refuse_lora(self.model)
         inside = backend in ("vllm", "openvino")
         for name in ENGINE_OPTIONS if inside else (*PROCESS_OPTIONS, *ENGINE_OPTIONS):
             if options[name] is not None:
