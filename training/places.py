@@ -33,6 +33,11 @@ ABSENT_TARGETS: Final = (
     "the box", "hand",
 )  # fmt: skip
 
+# Of the kinds of target. Among several, one that is not there must be learnt as often as alone: else its neighbour's
+# places are given for it too.
+WEIGHTS_ALONE: Final = (24, 31, 32, 9, 4)
+WEIGHTS_AMONG: Final = (20, 22, 26, 24, 8)
+
 Place = tuple[float, float, float, float]
 """Left, top, right and bottom as shares of the picture's width and height."""
 
@@ -113,14 +118,14 @@ def some_targets(shown: Shown, dice: random.Random) -> list[str]:
     count = dice.choices((1, 2, 3), weights=(60, 32, 8))[0]
     targets: list[str] = []
     while len(targets) < count:
-        target = _some_target(shown, dice)
+        target = _some_target(shown, dice, WEIGHTS_ALONE if count == 1 else WEIGHTS_AMONG)
         if target not in targets:
             targets.append(target)
     return targets
 
 
-def _some_target(shown: Shown, dice: random.Random) -> str:
-    kind = dice.choices(("brand", "product", "category", "other", "absent"), weights=(24, 31, 32, 9, 4))[0]
+def _some_target(shown: Shown, dice: random.Random, weights: Sequence[int]) -> str:
+    kind = dice.choices(("brand", "product", "category", "other", "absent"), weights=weights)[0]
     if kind == "brand":
         return dice.choice(BRAND_TARGETS[: 2 if dice.random() < 0.3 else None])
     if kind == "product":
