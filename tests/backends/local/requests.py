@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from functools import lru_cache
-from itertools import count
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
@@ -20,7 +18,6 @@ from qvl.types import ChatRequest, ImagePart, Message, Part, Result, SamplingPar
 if TYPE_CHECKING:
     from qvl.backends.local.backend import LocalBackend
     from qvl.backends.local.engine_request import EngineRequest
-    from qvl.backends.local.mailbox import Mail
 
 SIZES = ((128, 128), (64, 64), (200, 90), (96, 224), (300, 300), (40, 160))
 QUESTIONS = (
@@ -90,23 +87,19 @@ def run(backend: LocalBackend, *requests: ChatRequest) -> list[Result]:
 
 
 def run_together(backend: LocalBackend, *requests: ChatRequest) -> list[Result]:
-    """As `run`, with all of them in the engine from its second step on, however slowly they come."""
+    """As `run`, but the engine gets all of them at once and in their order, however slowly they are prepared."""
     assert backend._loaded is not None
-    mailbox = backend._loaded.engine.mailbox
-    submit, collect, everything = mailbox.submit, mailbox.collect, threading.Event()
-    left = count(len(requests) - 1, -1)
+    mailbox, held = backend._loaded.engine.mailbox, []
+    submit = mailbox.submit
 
-    def submit_and_tell(request: EngineRequest) -> None:
-        submit(request)
-        if next(left) == 0:
-            everything.set()
+    def hold(request: EngineRequest) -> None:
+        held.append(request)
+        if len(held) == len(requests):
+            for one in sorted(held, key=lambda one: one.request_id):
+                submit(one)
 
-    def collect_when_all_have_come() -> Mail:
-        assert everything.wait(60)
-        return collect()
-
-    with patch.object(mailbox, "submit", submit_and_tell), patch.object(mailbox, "collect", collect_when_all_have_come):
-        return run(backend, *requests)
+    with patch.object(mailbox, "submit", hold):
+        return run(backend, *(one.replace(request_id=f"{place:03}") for place, one in enumerate(requests)))
 
 
 def freed(backend: LocalBackend) -> None:

@@ -176,7 +176,8 @@ class BatchStore:
             if user := database.execute(query, (file_id,)).fetchone():
                 message = f"the file is the input of the batch {user['id']}, which is not finished"
                 raise HttpError(409, message, hint="cancel the batch, or wait for it", code="file_in_use")
-            database.execute("DELETE FROM files WHERE id = ?", (file_id,))
+            if not database.execute("DELETE FROM files WHERE id = ?", (file_id,)).rowcount:
+                raise _missing("file", file_id)  # another request was faster
         self.path(file_id).unlink(missing_ok=True)
         return {"id": file_id, "object": "file", "deleted": True}
 
