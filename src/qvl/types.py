@@ -315,6 +315,11 @@ class Timing:
     decoding: float = 0.0
     loading: float = 0.0
 
+    @property
+    def answering(self) -> float:
+        """Seconds of the whole request without loading the model."""
+        return self.total - self.loading
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
@@ -418,9 +423,9 @@ class Result:
 
     @property
     def facts(self) -> str:
-        """Return one line to show: backend and model, state of the cache, seconds, tokens."""
+        """Return one line to show: backend and model, state of the cache, seconds without loading the model, tokens."""
         return (
-            f"{self.backend}:{self.model} · cache {self.cache} · {self.timing.total:.2f} s · "
+            f"{self.backend}:{self.model} · cache {self.cache} · {self.timing.answering:.2f} s · "
             f"{self.usage.prompt_tokens} + {self.usage.completion_tokens} tokens"
         )
 

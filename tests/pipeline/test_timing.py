@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from qvl import Pipeline
 from qvl.cli import tables as show
 from qvl.cli.records import PictureRecord
+from qvl.html.report import HtmlReport
 
 from .conftest import TalkingBackend
 
@@ -72,3 +74,12 @@ def test_loading_is_told_once_and_charged_to_nobody_who_only_waited(
     assert all(timing.total <= whole - loaded[0].loading for timing in others)
     records = [PictureRecord(0, n, "x", "r", result=item.result) for n, item in enumerate(results)]
     assert f"model load {loaded[0].loading:.2f} s" in show.counted(records)
+    report = HtmlReport("qvl analyze")
+    for record in records:
+        report.add(record)
+    page = report.html()
+    assert f"model load {loaded[0].loading:.2f} s" in page
+    told = sorted(float(seconds) for seconds in re.findall(r'data-seconds="([^"]+)"', page))
+    spent = sorted(item.result.timing.total - item.result.timing.loading for item in results)
+    assert told == pytest.approx(spent, abs=1e-6)
+    assert f"{spent[-1]:.2f} s</b><span>longest" in page

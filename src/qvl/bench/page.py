@@ -163,7 +163,8 @@ def _against_load(figure: Figure, summary: Summary, names: list[str]) -> Figure:
                 label = f"{names[number]} {name[-3:]}" if len(names) > 1 else name[-3:]
                 axis.plot(rates, values, marker="o", label=label)
         for row, rate in zip(rows, rates, strict=True):
-            axes[1].annotate(str(row["clients"]), (rate, row["e2e_p50"] or 0), fontsize="x-small")
+            place = (rate, row["e2e_p50"] or 0)
+            axes[1].annotate(str(row["clients"]), place, (3, 4), textcoords="offset points", fontsize="x-small")
     for axis, name in ((axes[0], "TTFT, s"), (axes[1], "E2E, s (numbers: clients)")):
         axis.set(xlabel="requests a second", ylabel=name, ylim=(0, None))
         axis.grid(alpha=0.3)
@@ -243,6 +244,8 @@ def _throughput(figure: Figure, summary: Summary, names: list[str]) -> Figure:
             if knee is not None:
                 axis.axvline(knee, linestyle=":", color=f"C{number}")
         axis.set_xscale("log", base=2)
+        clients = sorted({row["clients"] or 0 for rows in levels for row in rows})
+        axis.set_xticks(clients, [str(number) for number in clients])
         axis.legend(fontsize="small")
         axis.set_xlabel("clients")
     else:

@@ -13,6 +13,7 @@ from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis
 from qvl.cli.console import stdout
 from qvl.html.overlays import place_of
+from qvl.html.report import SHOWN_LOADING
 
 if TYPE_CHECKING:
     from qvl.analysis.product import AnalysisResult
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from qvl.evidence.located import Locations
     from qvl.types import Result
 
-SHOWN_LOADING: Final = 0.05
 _NARROW: Final = 100
 
 
@@ -163,7 +163,7 @@ def show_many(records: Sequence[PictureRecord]) -> None:
             Text(_short(record)),
             percent(sure),
             record.result.cache,
-            seconds(record.result.timing.total - record.result.timing.loading),
+            seconds(record.result.timing.answering),
         )
     console = stdout()
     console.print(table)
@@ -174,7 +174,7 @@ def counted(records: Sequence[PictureRecord]) -> str:
     done = [record.result for record in records if record.result is not None]
     hits = sum(result.cache == "hit" for result in done)
     loading = sum(result.timing.loading for result in done)
-    spent = sum(result.timing.total for result in done) - loading
+    spent = sum(result.timing.answering for result in done)
     failed = len(records) - len(done)
     mean = f", {spent / len(done):.2f} s each" if done else ""
     loaded = f", model load {loading:.2f} s" if loading >= SHOWN_LOADING else ""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from qvl.types import Result
 
 
+SHOWN_LOADING: Final = 0.05
+"""Fewest seconds of loading a model that are shown."""
 _COMMONEST: Final = 6
 _CONTROLS: Final = """<div class="controls" id="controls" hidden>
 <label>Find<input id="find" type="search"></label>
@@ -67,6 +69,7 @@ class HtmlReport:
         self._failed = 0
         self._began = datetime.now().astimezone()
         self._seconds: list[float] = []
+        self._loading = 0.0
         self._tokens = 0
         self._models: Counter[str] = Counter()
         self._values: dict[str, Counter[str]] = {}
@@ -81,7 +84,7 @@ class HtmlReport:
             self._done += 1
             self._count(row.result, row.analysis)
             state = f"answered {'hit' if row.result.cache == 'hit' else 'asked'}"
-            seconds = f"{row.result.timing.total:.6f}"
+            seconds = f"{row.result.timing.answering:.6f}"
             if row.analysis is not None and row.analysis.confidence is not None:
                 sure = f"{row.analysis.confidence:.6f}"
             located = row.located or ([] if row.analysis is None else row.analysis.located)
@@ -127,7 +130,8 @@ class HtmlReport:
             self._hits += 1
         else:
             self._tokens += result.usage.total_tokens
-        self._seconds.append(result.timing.total)
+        self._seconds.append(result.timing.answering)
+        self._loading += result.timing.loading
         self._models[f"{result.backend}:{result.model}"] += 1
         if analysis is not None and isinstance(analysis.value, ProductAnalysis):
             for name, value in (("brand", analysis.value.brand), ("category", analysis.value.category)):
@@ -145,7 +149,8 @@ class HtmlReport:
         spent = (ended - self._began).total_seconds()
         began = f'<time datetime="{self._began.isoformat()}">{self._began:%Y-%m-%d %H:%M:%S}</time>'
         models = ", ".join(escape(_printable(model)) for model in self._models)
-        facts = [f"{began} to {ended:%H:%M:%S %z}, {spent:,.1f} s", *([models] if models else [])]
+        loaded = f", model load {self._loading:.2f} s" if self._loading >= SHOWN_LOADING else ""
+        facts = [f"{began} to {ended:%H:%M:%S %z}, {spent:,.1f} s{loaded}", *([models] if models else [])]
         for name, counts in self._values.items():
             common = ", ".join(
                 f"{escape(_printable(value))} {count}" for value, count in counts.most_common(_COMMONEST)

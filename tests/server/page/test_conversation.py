@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator
 from pathlib import Path
-
-import pytest
 
 from qvl.types import ChatRequest, Chunk, Usage
 from tests.pipeline.conftest import TalkingBackend
 from tests.server.conftest import Running, picture
 from tests.server.echo_backend import EchoBackend
-from tests.server.page.conftest import drop, go, shot
+from tests.server.page.conftest import Line, drop, go, shot
 
 ANSWER = ".turn.assistant .answer"
 HOSTILE = """# Title <script>alert(1)</script>
@@ -47,56 +42,6 @@ class Thinking(TalkingBackend):
         yield Chunk(reasoning="The plate says <b>NORVIK</b>.")
         yield Chunk(text="NORVIK")
         yield Chunk(finish_reason="stop", usage=Usage(prompt_tokens=10, completion_tokens=8, reasoning_tokens=7))
-
-
-class Line:
-    """A TCP connection to a server that can be cut."""
-
-    def __init__(self, port: int) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port, self.to = self.listener.getsockname()[1], port
-        self.ends: list[socket.socket] = [self.listener]
-        self.threads: list[threading.Thread] = []
-        self._begin(self._accept)
-
-    def _begin(self, target: Callable[..., None], *args: socket.socket) -> None:
-        self.threads.append(threading.Thread(target=target, args=args, daemon=True))
-        self.threads[-1].start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self.listener.accept()
-                far = socket.create_connection(("127.0.0.1", self.to))
-                self.ends += [near, far]
-                self._begin(self._carry, near, far)
-                self._begin(self._carry, far, near)
-
-    @staticmethod
-    def _carry(a: socket.socket, b: socket.socket) -> None:
-        with suppress(OSError):
-            while data := a.recv(65536):
-                b.sendall(data)
-        for end in (a, b):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def cut(self) -> None:
-        for end in self.ends:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        for thread in self.threads:
-            thread.join(10)
-        for end in self.ends:
-            end.close()
-
-
-@pytest.fixture
-def line() -> Iterator[list[Line]]:
-    lines: list[Line] = []
-    yield lines
-    for one in lines:
-        one.cut()
 
 
 def say(page, text: str) -> None:

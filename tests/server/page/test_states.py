@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qvl.backends.local.backend import LocalBackend
-from tests.conftest import AS_FOUND
+from qvl.types import ChatRequest, Chunk, Usage
 from tests.media.films import film
 from tests.media.papers import BAG, MUG, paper
 from tests.server.conftest import Running, start
-from tests.server.page.conftest import drop, shot, watched
+from tests.server.echo_backend import EchoBackend
+from tests.server.page.conftest import Line, drop, go, looked_at, watched
 
-ROOT = Path(__file__).parents[3]
-PICTURES = ROOT / "examples" / "pictures"
-AXE = "axe-core@4.14.1"
-
-
-@pytest.fixture(scope="module")
-def axe() -> Path:
-    """The script of axe-core, which npm fetches once into build."""
-    if shutil.which("npm") is None:
-        pytest.skip("there is no npm here: apt-get install nodejs npm")
-    folder = ROOT / "build" / "axe"
-    script = folder / "node_modules" / "axe-core" / "axe.min.js"
-    if not script.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(folder), AXE]
-        subprocess.run(command, check=True, timeout=280, env=AS_FOUND)
-    return script
+ANSWER = ".turn.assistant .answer"
+PICTURES = Path(__file__).parents[3] / "examples" / "pictures"
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +25,6 @@ def bundled():
     running = start(LocalBackend())
     yield running
     running.stop()
-
-
-def looked_at(page: Any, width: int, name: str, wrong: list[object]) -> Callable[[str], None]:
-    """Returns what looks at a state of the page; what is wrong there goes to `wrong`."""
-
-    def look(state: str) -> None:
-        shot(page, f"{name}-{state}")
-        if (wide := page.evaluate("document.documentElement.scrollWidth")) > width:
-            wrong.append((state, f"{wide} pixels wide"))
-        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        nodes = [(one["id"], node["target"], node["failureSummary"]) for one in found for node in one["nodes"]]
-        wrong.extend((state, *node) for node in nodes)
-
-    return look
 
 
 def look_at_media(page: Any, bundled: Running, look: Callable[[str], None], folder: Path) -> None:
@@ -151,6 +121,76 @@ def test_every_state_is_for_everybody(
     page.goto(f"{bundled.url}/docs")
     page.click("summary")
     look("docs")
+    context.close()
+    assert not faults
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+WIDE = "| " + " | ".join(f"a column {number}" for number in range(9)) + " |\n" + "|---" * 9 + "|\n" + "| 1 " * 9 + "|"
+LONG = f"""# A heading
+
+1. a list with `code`, **bold** and *light*
+2. {"unbroken" * 20}
+
+> a quotation
+
+{WIDE}
+
+```python
+print({", ".join(f'"{number} of a long line"' for number in range(9))})
+```
+
+[a link](https://example.org/)"""
+
+
+class Telling(EchoBackend):
+    """Thinks, says `LONG`, and then, to a question of several words, those one after the other."""
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        if " " in request.messages[-1].text:
+            async for chunk in super().stream(request):
+                yield chunk
+            return
+        yield Chunk(reasoning="The plate says NORVIK. " * 12)
+        yield Chunk(text=LONG)
+        yield Chunk(finish_reason="stop", usage=Usage(prompt_tokens=10, completion_tokens=8, reasoning_tokens=7))
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (820, "light"), (1440, "light")])
+def test_what_answers_are_made_of_is_for_everybody(
+    browser, axe: Path, serve, line: list[Line], width: int, scheme: str
+) -> None:
+    server: Running = serve(Telling(pause=0.1))
+    line.append(Line(server.port))
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context.add_init_script(path=str(axe))
+    page, faults = watched(context)
+    look = looked_at(page, width, f"state-{width}-{scheme}", wrong := [])
+    go(page, f"http://127.0.0.1:{line[0].port}")
+    page.fill("#question", "hello")
+    page.click("#send")
+    page.wait_for_selector(".turn .facts dd")
+    page.wait_for_selector("#send:enabled")
+    look("markdown")
+    page.click(".thought summary")
+    look("reasoning")
+    page.fill("#question", "w " * 1500)
+    page.click("#send")
+    page.locator(ANSWER, has_text="w w").wait_for()
+    look("answering")
+    page.click("#stop")
+    page.locator(".turn .facts", has_text="stopped").wait_for()
+    look("stopped")
+    page.fill("#question", "w " * 1500)
+    page.click("#send")
+    page.locator(ANSWER, has_text="w w").nth(1).wait_for()
+    line[0].cut()
+    page.locator(".turn .failed", has_text="The connection was lost").wait_for()
+    look("lost")
+    page.fill("#question", "more")
+    page.click("#send")
+    page.locator("#error", has_text="cannot be reached").wait_for()
+    look("unreachable")
     context.close()
     assert not faults
     assert not wrong, "\n".join(map(str, wrong))
