@@ -53,6 +53,7 @@ def test_several_documents_go_into_a_folder(qvl, bill):
         (("read", "bill.pdf", "--pages", "7"), 1, "has 3 pages, so there is no page 7"),
         (("read", "bill.pdf", "--pages", "x"), 2, "--pages='x' names no pages"),
         (("read", "bill.pdf", "--form", "latex"), 2, "unknown --form 'latex'"),
+        (("read", "bill.pdf", "-o", "bill.docx"), 2, "bill.docx would be Markdown or HTML, not .docx"),
         (("read", "none.pdf"), 1, "no such file: none.pdf"),
         (("read", "bill.pdf", "-o", "nowhere/a.md"), 2, "nowhere"),
         (("ask", "bill.pdf#page=0", "q"), 1, "#page='0' names no pages"),

@@ -178,7 +178,7 @@ def test_a_url_is_what_its_bytes_are(pipeline: Pipeline, site: str) -> None:
     keys = {pipeline.ask(f"{site}{path}#page=2", "q").key for path in ("/bill.pdf", "/download?id=7", "/wrong")}
     keys.add(pipeline.ask(f"{site}/picture", "q", pages=2).key)
     assert len(keys) == 1
-    with pytest.raises(MediaError, match=r"page.pdf is not a picture: it starts like a web page"):
+    with pytest.raises(MediaError, match=r"page.pdf is not a PDF: it starts like a web page"):
         pipeline.ask(f"{site}/page.pdf", "q")
     with pytest.raises(MediaError, match=r"page.pdf is not a PDF: it starts like a web page"):
         pipeline.chat([{"role": "user", "content": [{"type": "input_file", "file_url": f"{site}/page.pdf"}]}])

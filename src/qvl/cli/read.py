@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qvl.pipeline.read_pages import ReadPage
     from qvl.types import JsonObject
 
+_ENDINGS: Final = ("", ".md", ".markdown", ".txt", ".html", ".htm")
 _HEAD: Final = """<!doctype html>
 <html><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title></head>
 <body>
@@ -81,8 +82,11 @@ def read(
 def _form(form: str | None, output: Path | None) -> ReadForm:
     from qvl.evidence.page_text import FORMS
 
-    by_name = "html" if output is not None and output.suffix.lower() in (".html", ".htm") else "markdown"
-    named = form or by_name
+    ending = "" if output is None or output.is_dir() else output.suffix.lower()
+    if form is None and ending not in _ENDINGS:
+        hint = "--output report.md or report.html; with --form any name"
+        raise ConfigError(f"{output} would be Markdown or HTML, not {ending}", hint=hint)
+    named = form or ("html" if ending in (".html", ".htm") else "markdown")
     for known in FORMS:
         if named == known:
             return known

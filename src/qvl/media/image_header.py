@@ -184,11 +184,10 @@ def open_image(data: bytes, policy: MediaPolicy, name: str) -> ImageFile.ImageFi
             image = decoder(file_structure.TimedBytes(data, policy.max_decode_seconds, name), "")
             image.decodermaxblock = _BLOCK
             return image
-    raise MediaError(
-        f"{name} is not a picture: it starts like {kind_of(data)}",
-        hint=f"accepted are {', '.join(sorted(policy.formats))}",
-        code="image_decode_failed",
-    )
+    what, hint = "a picture", f"accepted are {', '.join(sorted(policy.formats))}"
+    if name.partition("#")[0].lower().endswith(".pdf"):
+        what, hint = "a PDF", "one starts with %PDF; save or download it again"
+    raise MediaError(f"{name} is not {what}: it starts like {kind_of(data)}", hint=hint, code="image_decode_failed")
 
 
 def sniff(data: bytes) -> str:

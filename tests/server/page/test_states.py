@@ -172,6 +172,9 @@ def test_what_answers_are_made_of_is_for_everybody(
     page.wait_for_selector(".turn .facts dd")
     page.wait_for_selector("#send:enabled")
     look("markdown")
+    # A table of many columns is scrolled, and its words stay whole.
+    widths = page.locator(".answer table").evaluate("table => [table.scrollWidth, table.parentElement.clientWidth]")
+    assert width > 390 or widths[0] > widths[1]
     page.click(".thought summary")
     look("reasoning")
     page.fill("#question", "w " * 1500)
