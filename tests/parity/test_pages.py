@@ -27,7 +27,7 @@ def commands() -> list[str]:
 @pytest.mark.slow
 def test_the_migration_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = ROOT / "examples" / "pictures"
-    shutil.copytree(pictures, tmp_path / "shop", ignore=shutil.ignore_patterns("*.jsonl"))
+    shutil.copytree(pictures, tmp_path / "shop")
     monkeypatch.chdir(tmp_path)
     # The other chip: the same weights in another precision.
     running = start(LocalBackend(device="cpu", dtype="bfloat16"))
