@@ -119,6 +119,8 @@ def test_a_question_that_does_not_fit_the_context_is_named(pipe: Pipeline) -> No
     with pytest.raises(ContextLengthError, match=r"questions\[1\]: .* does not fit") as failed:
         pipe.decide(square(), ["Is it new?", long])
     assert failed.value.param == "questions[1]"
+    assert failed.value.__cause__ is None
+    assert failed.value.__suppress_context__, "its traceback is one, not that of the same error before it"
 
 
 def test_what_is_not_a_parameter_is_refused(pipe: Pipeline) -> None:

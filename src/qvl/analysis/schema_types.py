@@ -100,7 +100,7 @@ def _of_json_schema(schema: JsonMapping) -> SchemaType:
     except RecursionError as exc:
         raise ConfigError("the schema is nested too deeply", hint="flatten it, or use $defs", param="schema") from exc
     except QvlError as exc:
-        raise ConfigError(exc.message, hint=exc.hint, param="schema") from exc
+        raise ConfigError(exc.message, hint=exc.hint, param="schema") from None
     value = operator.attrgetter("root")
     return SchemaType(model, (lambda answer: value(answer)["answer"]) if boxed else value, boxed=boxed)
 

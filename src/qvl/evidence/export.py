@@ -65,7 +65,7 @@ def read_results(lines: Iterable[str], name: str, into: ExportedSet) -> None:
         try:
             located = list(_located(record))
         except ConfigError as exc:
-            raise _bad(name, number, f"has a wrong place: {exc.message}") from exc
+            raise _bad(name, number, f"has a wrong place: {exc.message}") from None
         if any(item.shape.picture for item in located):
             raise _bad(name, number, "is about several pictures at once; such results have no one file each")
         size = (record.get("width"), record.get("height"))

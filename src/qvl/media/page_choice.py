@@ -112,6 +112,6 @@ def apart(source: object) -> tuple[object, PageChoice | None]:
     try:
         choice = read_pages(unquote(value), "#page")
     except ConfigError as exc:
-        raise MediaError(exc.message, hint='"bill.pdf#page=2", "bill.pdf#page=1-3"', code=NO_SUCH_PAGE) from exc
+        raise MediaError(exc.message, hint='"bill.pdf#page=2", "bill.pdf#page=1-3"', code=NO_SUCH_PAGE) from None
     bare = text[: -len(match[0])]
     return (type(source)(bare) if path else bare), choice  # type: ignore[call-arg]

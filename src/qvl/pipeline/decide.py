@@ -73,7 +73,7 @@ async def decide(
                 return await executor.execute(call)
             except ContextLengthError as exc:
                 where = f"questions[{number}]"
-                raise ContextLengthError(f"{where}: {exc.message}", hint=exc.hint, param=where) from exc
+                raise ContextLengthError(f"{where}: {exc.message}", hint=exc.hint, param=where) from None
 
     calls = []
     for question, parts in zip(questions, asked, strict=True):

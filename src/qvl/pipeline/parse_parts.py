@@ -294,7 +294,7 @@ def _pages(part: JsonMapping, where: str) -> PageChoice | None:
     try:
         return read_pages(part["pages"], f"{where}.pages")
     except ConfigError as exc:
-        raise RequestError(exc.message, hint=exc.hint, param=exc.param) from exc
+        raise RequestError(exc.message, hint=exc.hint, param=exc.param) from None
 
 
 def _source(part: JsonMapping, where: str) -> PictureSource:
