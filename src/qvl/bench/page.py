@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 FEWEST: Final = 8
 """Requests of a plot; fewer say less than the table."""
-FEWEST_LEVELS: Final = 3
-"""Levels of a plot over load; two are no curve."""
+FEWEST_STEPS: Final = 3
+"""Levels of load, or seconds, along an axis; two are no curve."""
 
 
 def write(summary: Summary, path: Path) -> None:
@@ -116,7 +116,7 @@ def plots(summary: Summary) -> dict[str, str]:
     except ModuleNotFoundError as exc:
         raise MissingDependencyError("plots need the matplotlib package", hint=install_line("bench")) from exc
     names = [endpoint["url"] for endpoint in summary.data["asked"]["endpoints"]]
-    levels = any(len(rows) >= FEWEST_LEVELS for rows in summary.data.get("sweep", ()))
+    levels = any(len(rows) >= FEWEST_STEPS for rows in summary.data.get("sweep", ()))
     gaps = any(len(values) >= FEWEST for values in summary.points.gaps.values())
     answered = sum(point[4] for point in summary.points.kept)
     drawn = {}
@@ -211,7 +211,9 @@ def _latencies(figure: Figure, points: Points, names: list[str]) -> Figure:
 
 
 def _timeline(figure: Figure, points: Points) -> Figure:
-    upper, lower = figure.subplots(2, 1, sharex=True)
+    """Plot each request by its start, and below, of longer runs, how many ended in each second."""
+    seconds = sorted(points.seconds)
+    upper, *lower = figure.subplots(1 + (len(seconds) >= FEWEST_STEPS), 1, sharex=True, squeeze=False)[:, 0]
     for ok, colour, label in ((True, "tab:blue", "answered"), (False, "tab:red", "failed")):
         kept = [point for point in points.kept if point[4] is ok]
         if kept:
@@ -219,12 +221,13 @@ def _timeline(figure: Figure, points: Points) -> Figure:
     upper.set(ylabel="E2E, s")
     if points.kept:
         upper.legend(fontsize="small")
-    seconds = sorted(points.seconds)
-    lower.bar(seconds, [points.seconds[second][0] for second in seconds], width=1.0, align="edge")
-    bottom = [points.seconds[second][0] for second in seconds]
-    failed = [points.seconds[second][1] for second in seconds]
-    lower.bar(seconds, failed, width=1.0, align="edge", bottom=bottom, color="tab:red")
-    lower.set(xlabel="seconds", ylabel="ended a second")
+    for axis in lower:
+        bottom = [points.seconds[second][0] for second in seconds]
+        failed = [points.seconds[second][1] for second in seconds]
+        axis.bar(seconds, bottom, width=1.0, align="edge")
+        axis.bar(seconds, failed, width=1.0, align="edge", bottom=bottom, color="tab:red")
+        axis.set(ylabel="ended a second")
+    (lower or [upper])[-1].set_xlabel("seconds")
     return figure
 
 
