@@ -42,6 +42,7 @@ class Rules:
     models: tuple[str, ...] = ("qwen3-vl",)
     patch: int = 16
     most: int = 16777216
+    told: dict[str, object] | None = None
     ends: bool = True
     moods: int = 1
     asked: int = 0
@@ -64,7 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.rules.key and self.headers.get("Authorization") != f"Bearer {self.rules.key}":
             self.reply(401, {"error": "Unauthorized"})
         else:
-            self.reply(200, {"data": [{"id": name} for name in self.rules.models]})
+            told = {} if self.rules.told is None else {"processor": self.rules.told}
+            self.reply(200, {"data": [{"id": name, **told} for name in self.rules.models]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -96,7 +98,8 @@ class Handler(BaseHTTPRequestHandler):
             }
         limited = "mm_processor_kwargs" in body and self.rules.pixels == "honoured"
         seen = self.picture_tokens(pixels[0]) if pixels and self.rules.vision else 0
-        tokens = 10 + (min(seen, 60) if limited else seen)
+        most = int(body["mm_processor_kwargs"]["size"]["longest_edge"]) // 32**2 if limited else seen
+        tokens = 10 + min(seen, most)
         usage = {"prompt_tokens": tokens, "completion_tokens": 1, "total_tokens": tokens + 1}
         if body.get("stream"):
             return self.events({**choice, "delta": choice.pop("message")}, usage)
@@ -258,3 +261,34 @@ def test_what_parity_names_of_a_side_is_named_of_an_endpoint(
     assert found.status == "warn"
     assert told in found.summary
     assert found.fix
+
+
+SMALL = {"min_pixels": 4096, "max_pixels": 65536}
+
+
+@pytest.mark.parametrize(
+    ("told", "status"),
+    [
+        (SMALL, "ok"),
+        (None, "warn"),
+        ({**SMALL, "max_pixels": 16777216}, "warn"),
+        ({**SMALL, "min_pixels": 0}, "warn"),
+        ({"max_pixels": "65536"}, "warn"),
+    ],
+)
+def test_a_small_budget_that_is_told_is_no_fault_and_one_that_is_not_kept_is(
+    serve: Callable[[Rules], str], told: dict[str, object] | None, status: str
+) -> None:
+    found = first(serve(Rules(most=65536, told=told)), "endpoint-tokens")
+    assert found.status == status
+    assert ("another pixel budget" in found.summary) == (status == "warn")
+
+
+def test_patches_of_14_are_named_though_the_server_tells_them(serve: Callable[[Rules], str]) -> None:
+    found = first(serve(Rules(most=65536, patch=14, told={**SMALL, "patch_size": 14})), "endpoint-tokens")
+    assert "another patch size" in found.summary
+
+
+def test_a_pixel_limit_is_told_apart_where_pictures_take_few_tokens(serve: Callable[[Rules], str]) -> None:
+    for pixels, status in (("honoured", "ok"), ("ignored", "warn")):
+        assert first(serve(Rules(most=12288, pixels=pixels)), "endpoint-pixels").status == status

@@ -27,7 +27,8 @@ CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/r
 # `store` is in OpenAI's own answers, though its document does not name it; `name` of a call that is done is required
 # by the client's last major version and unknown to this one.
 OURS = {
-    *("image_tokens", "max_model_len", "max_images", "max_videos", "max_body_bytes", "capabilities", "notes"),
+    *("image_tokens", "max_model_len", "max_images", "max_videos", "max_body_bytes", "processor"),
+    *("capabilities", "notes"),
     *("store", "name", "root", "parent", "stop_reason"),
 }
 _TOKEN = ("token", "logprob", "bytes")

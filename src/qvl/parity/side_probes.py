@@ -7,12 +7,13 @@ import io
 import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from qvl.media.picture import Picture
 from qvl.parity.case import Case
 from qvl.parity.causes import Cause, cause
-from qvl.parity.diagnose import PATCHES, not_greedy, tokens_of, without_system
+from qvl.parity.diagnose import MAX_PIXELS, MIN_PIXELS, PATCHES, not_greedy, tokens_of, without_system
 from qvl.parity.differences import TOLERANCE, differ
 from qvl.parity.probes import probe_repeats
 from qvl.parity.stored import sample, transparent_picture, turned_picture
@@ -39,6 +40,17 @@ class Probed:
     right: bool | None
     told: str
     cause: Cause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PixelBudget:
+    """The least and the most pixels that a picture is shown in; by default those of Qwen3-VL's own processor."""
+
+    low: int = MIN_PIXELS
+    high: int = MAX_PIXELS
+
+    def __str__(self) -> str:
+        return f"budget of {self.low} to {self.high} pixels"
 
 
 async def probe_pictures(name: str, side: LiveSide, tolerance: float = TOLERANCE) -> list[Probed]:
@@ -76,8 +88,11 @@ async def _read(name: str, side: LiveSide, subject: str, rule: str, picture: Sto
     return Probed(subject, False, told, found)
 
 
-async def probe_tokens(name: str, side: LiveSide) -> list[Probed]:
-    """Return whether pictures take as many tokens as Qwen3-VL's patches of 16 pixels and its pixel budget give."""
+async def probe_tokens(name: str, side: LiveSide, told: PixelBudget | None = None) -> list[Probed]:
+    """Return whether pictures take as many tokens as patches of 16 pixels and a pixel budget give.
+
+    The budget is what the side has `told`, since a smaller one may be meant; else that of Qwen3-VL.
+    """
     seen = [await _shown(side, sample().resize(size)) for size in _SIZES]
     error = next((one.error for one in seen if one.error), None)
     if error is not None:
@@ -88,17 +103,20 @@ async def probe_tokens(name: str, side: LiveSide) -> list[Probed]:
     counts = counts if all(counts) else [one.prompt_tokens - less for one in seen]
     if not seen[0].prompt_tokens:
         return [Probed("tokens", None, f"{name} tells no count of tokens")]
-    fitting = {}
+    fitting, budget = {}, told or PixelBudget()
     for patch in PATCHES:
-        wanted = [tokens_of(size, patch) for size in _SIZES]
+        wanted = [tokens_of(size, patch, budget.low, budget.high) for size in _SIZES]
         fitting[patch] = [count - (wanted[0] if less else 0) for count in wanted]
     if counts == fitting[16]:
-        return [Probed("tokens", True, "pictures take the tokens of patches of 16 pixels")]
+        within = "" if told is None or told == PixelBudget() else f", within the {budget} that {name} tells"
+        return [Probed("tokens", True, f"pictures take the tokens of patches of 16 pixels{within}")]
     (width, height), more = _SIZES[-1], f" more than one of {_SIZES[0][0]}x{_SIZES[0][1]}" if less else ""
-    told = f"a picture of {width}x{height} takes {counts[-1]} tokens{more}, by Qwen3-VL's own rules {fitting[16][-1]}"
+    rules = "Qwen3-VL's own rules" if told is None else f"the {budget} that it tells"
+    seen_as = f"a picture of {width}x{height} takes {counts[-1]} tokens{more}, by {rules} {fitting[16][-1]}"
     if counts == fitting[14]:
-        told += "; patches of 14 pixels give that"
-    return [Probed("tokens", False, told, cause("patch" if counts == fitting[14] else "budget", f"{name}: {told}"))]
+        seen_as += "; patches of 14 pixels give that"
+    known = "patch" if counts == fitting[14] else "budget"
+    return [Probed("tokens", False, seen_as, cause(known, f"{name}: {seen_as}"))]
 
 
 async def probe_template(name: str, side: LiveSide) -> list[Probed]:
@@ -152,8 +170,11 @@ def _logprobs(name: str, seen: Observation) -> list[Probed]:
 
 
 Probe: TypeAlias = "Callable[[str, LiveSide], Coroutine[object, object, list[Probed]]]"
-PROBES: Final[tuple[Probe, ...]] = (probe_pictures, probe_tokens, probe_template, probe_answers)
-"""All of them, in the order of the layers."""
+
+
+def probes(told: PixelBudget | None = None) -> tuple[Probe, ...]:
+    """Return all probes in the order of the layers; `told` is the pixel budget that the side tells."""
+    return (probe_pictures, partial(probe_tokens, told=told), probe_template, probe_answers)
 
 
 async def _shown(side: LiveSide, image: Image.Image) -> Observation:

@@ -383,6 +383,15 @@ class ModelCapabilities(TypedDict):
     max_images: Count
 
 
+class ModelProcessor(TypedDict):
+    """How pictures become tokens: sides of a patch (pixels) and a token (patches), pixels that a picture is shown in."""
+
+    patch_size: Count
+    merge_size: Count
+    min_pixels: Count
+    max_pixels: Count
+
+
 class Model(TypedDict):
     """A model that requests may name; its limits are present once it is loaded. `root` is the backend's own name.
 
@@ -399,6 +408,7 @@ class Model(TypedDict):
     max_images: NotRequired[Count]
     max_videos: NotRequired[Count]
     max_body_bytes: NotRequired[Count]
+    processor: NotRequired[ModelProcessor]
     capabilities: NotRequired[ModelCapabilities]
 
 

@@ -7,13 +7,13 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qvl.ascend.report import Finding
 from qvl.errors import QvlError
-from qvl.parity.side_probes import PROBES
+from qvl.parity.side_probes import PixelBudget, probes
 from qvl.parity.sides import LiveSide
 from qvl.parity.stored import sample
 from qvl.pipeline.async_pipeline import AsyncPipeline
@@ -29,8 +29,8 @@ _TIMEOUT = 120.0
 # Of a probe's answer: enough to see it repeated.
 _TOKENS = 32
 _QUESTION = "What brand is printed in this picture? Answer with the brand."
-# 64 picture tokens of 32 x 32 pixels at most; the sample takes 140.
-_SMALL = {"shortest_edge": 4096, "longest_edge": 65536}
+# Of a picture token.
+_TOKEN_PIXELS = 1024
 _SCHEMA = {
     "type": "object",
     "properties": {"canary": {"type": "string", "enum": ["QVL-7F3A"]}},
@@ -52,11 +52,12 @@ class ChatAnswer:
 
 @dataclass(frozen=True, slots=True)
 class EndpointClient:
-    """A client that sends test requests to one base URL and model."""
+    """A client that sends test requests to one base URL and model; `budget` is what the server tells of pictures."""
 
     client: httpx.Client
     base: str
     model: str
+    budget: PixelBudget | None = None
 
     def ask(self, image: Image.Image | None, question: str, **fields: object) -> ChatAnswer:
         """Send one greedy chat request, with further body `fields`, and return its answer."""
@@ -83,7 +84,8 @@ def check(url: str, *, api_key: str | None = None, model: str | None = None) -> 
             models, finding = _models(client, base, model)
             yield finding
             if finding.status != "fail":
-                endpoint = EndpointClient(client, base, model or models[0])
+                name = model or next(iter(models))
+                endpoint = EndpointClient(client, base, name, _budget(models[name]))
                 yield from _capabilities(endpoint, api_key)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         yield Finding.fail(
@@ -106,27 +108,35 @@ def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _models(client: httpx.Client, base: str, model: str | None) -> tuple[list[str], Finding]:
+def _budget(model: JsonMapping) -> PixelBudget | None:
+    """Return the pixel budget that a model of a list tells, as qvl-serve does; None for others."""
+    rules = model.get("processor")
+    low, high = (rules.get(end) if isinstance(rules, Mapping) else None for end in ("min_pixels", "max_pixels"))
+    return PixelBudget(low, high) if isinstance(low, int) and isinstance(high, int) and 0 < low <= high else None
+
+
+def _models(client: httpx.Client, base: str, model: str | None) -> tuple[dict[str, JsonMapping], Finding]:
     response = client.get(_joined(base, "/models"))
     base = base.partition("?")[0]
     if response.status_code in (401, 403):
-        return [], Finding.fail(
+        return {}, Finding.fail(
             "endpoint", f"{base} refuses the key ({response.status_code})", "give it as QVL_API_KEY"
         )
     if response.status_code != 200:
-        return [], Finding.fail(
+        return {}, Finding.fail(
             "endpoint",
             f"GET {base}/models answers {response.status_code}: {_error_text(response)}",
             "give the address that an OpenAI client would use, such as http://127.0.0.1:8000/v1",
         )
-    names = [str(item["id"]) for item in response.json()["data"]]
+    models = {str(item["id"]): item for item in response.json()["data"]}
+    names = [*models]
     if not names or (model and model not in names):
-        return names, Finding.fail(
+        return models, Finding.fail(
             "endpoint",
             f"{base} serves {', '.join(names) or 'no model'}" + (f", not {model}" if model else ""),
             "choose one with --model, or set --served-model-name on the server",
         )
-    return names, Finding.ok("endpoint", f"{base} serves {', '.join(names)}", {"models": names})
+    return models, Finding.ok("endpoint", f"{base} serves {', '.join(names)}", {"models": names})
 
 
 def _capabilities(endpoint: EndpointClient, key: str | None) -> Iterator[Finding]:
@@ -151,7 +161,7 @@ def _capabilities(endpoint: EndpointClient, key: str | None) -> Iterator[Finding
     logprobs = _logprobs(endpoint)
     yield logprobs
     yield _schema(endpoint)
-    yield _pixel_limit(endpoint, first)
+    yield _pixel_limit(endpoint, first, blank)
     yield from _probed(endpoint, key)
 
 
@@ -175,7 +185,7 @@ def _probed(endpoint: EndpointClient, key: str | None) -> Iterator[Finding]:
     with asyncio.Runner() as runner:
         try:
             runner.run(side.open())
-            for probe in PROBES:
+            for probe in probes(endpoint.budget):
                 yield from map(_finding, runner.run(probe("the endpoint", side)))
         except QvlError as exc:
             yield Finding.fail("endpoint-probes", exc.message, exc.hint or "the server's log says more")
@@ -210,9 +220,12 @@ def _schema(endpoint: EndpointClient) -> Finding:
     return Finding.fail("endpoint-schema", text, fix, {"text": answer.text})
 
 
-def _pixel_limit(endpoint: EndpointClient, plain: ChatAnswer) -> Finding:
+def _pixel_limit(endpoint: EndpointClient, plain: ChatAnswer, blank: ChatAnswer) -> Finding:
     name = "endpoint-pixels"
-    answer = endpoint.ask(sample(), _QUESTION, mm_processor_kwargs={"size": _SMALL})
+    # Half of what the picture takes, since a limit above that changes nothing.
+    half = max(8, plain.prompt_tokens - blank.prompt_tokens) // 2 * _TOKEN_PIXELS
+    size = {"shortest_edge": min(4 * _TOKEN_PIXELS, half), "longest_edge": half}
+    answer = endpoint.ask(sample(), _QUESTION, mm_processor_kwargs={"size": size})
     if answer.status != 200:
         return Finding.ok(name, f"a pixel limit per request is refused ({answer.status}); qvl resizes by itself")
     if not answer.prompt_tokens or answer.prompt_tokens < plain.prompt_tokens:

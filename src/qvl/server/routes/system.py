@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -73,6 +74,14 @@ def _model(core: ServerCore, name: str) -> Model:
         if core.settings.media.max_videos is not None:
             model["max_videos"] = core.settings.media.max_videos
         model["max_body_bytes"] = core.settings.max_body_bytes
+        if isinstance(rules := backend.identity().get("processor"), Mapping):
+            most = min(rules["max_pixels"], core.settings.media.max_pixels)
+            model["processor"] = {
+                "patch_size": rules["patch_size"],
+                "merge_size": rules["merge_size"],
+                "min_pixels": min(rules["min_pixels"], most),
+                "max_pixels": most,
+            }
         model["capabilities"] = {
             "vision": core.max_images > 0,
             "tools": capabilities.tools,
