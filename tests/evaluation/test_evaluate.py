@@ -15,6 +15,7 @@ from qvl.cli import app
 from qvl.evaluation.against import against
 from qvl.evaluation.evaluate import EvalReport, Evaluator, similarity
 from qvl.evaluation.labelled import read_labelled
+from qvl.evaluation.measures import wilson
 from qvl.html.evaluate import eval_html
 from qvl.types import JsonObject
 from tests.evaluation.shelf import Reader
@@ -73,6 +74,15 @@ async def test_each_kind_of_value_has_its_measure(tmp_path: Path) -> None:
     ]
     assert report.usage.prompt_tokens == 20
     assert json.loads(json.dumps(report.to_json()))["lines"] == 2
+
+
+@pytest.mark.anyio
+async def test_items_of_one_list_are_no_lines_of_their_own(tmp_path: Path) -> None:
+    path = shelf(tmp_path, [{"tags": ["red"] * 10 if number % 2 else ["blue"] * 10} for number in range(8)])
+    report = await evaluated(path, Reader(answer=lambda sure: {"tags": ["red"] * 10}))
+    (items,) = [score for score in report.fields if score.name == "tags.*"]
+    assert (items.right, items.labels, items.lines) == (40, 80, 8)
+    assert items.interval == pytest.approx(wilson(4, 8))
 
 
 @pytest.mark.anyio

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as sklearn_log_loss
@@ -46,6 +46,45 @@ def test_brier_score_and_log_loss_are_those_of_scikit_learn() -> None:
 def test_intervals_are_those_of_scipy(right: int, count: int) -> None:
     expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
     assert measures.wilson(right, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_values_that_are_right_only_together_count_as_one() -> None:
+    lines = [(4, 4)] * 30 + [(0, 4)] * 10
+    assert measures.wilson_of_lines(lines) == pytest.approx(measures.wilson(30, 40))
+    # One value of each line, and none at all, are plain counts; what all lines have tells nothing of lines.
+    assert measures.wilson_of_lines([(1, 1)] * 30 + [(0, 1)] * 10) == measures.wilson(30, 40)
+    assert measures.wilson_of_lines([]) == (0.0, 1.0)
+    assert measures.wilson_of_lines([(5, 5)] * 40) == measures.wilson(40, 40)
+    assert measures.wilson_of_lines([(3, 5)]) == measures.wilson(0.6, 1)
+    # Lines that are more alike than chance would have them do not count as more than their values.
+    assert measures.wilson_of_lines([(1, 2)] * 40) == measures.wilson(40, 80)
+
+
+def test_the_width_for_lines_is_that_of_scipys_bootstrap_over_lines() -> None:
+    dice = np.random.default_rng(1)
+    sizes = dice.integers(1, 8, 400)
+    right = dice.binomial(sizes, dice.beta(2, 1, 400))
+    drawn = bootstrap(
+        (right, sizes),
+        lambda hits, values, axis: hits.sum(axis) / values.sum(axis),
+        n_resamples=2000, paired=True, vectorized=True, method="percentile", rng=3,
+    ).confidence_interval  # fmt: skip
+    low, high = measures.wilson_of_lines(list(zip(right.tolist(), sizes.tolist(), strict=True)))
+    assert high - low == pytest.approx(drawn.high - drawn.low, rel=0.06)
+
+
+def test_the_interval_of_lines_holds_the_truth_where_that_of_values_does_not() -> None:
+    dice = np.random.default_rng(2)
+    held = [0, 0]
+    for _ in range(400):
+        shares = dice.beta(1.5, 0.5, 60)
+        sizes = dice.integers(1, 12, 60)
+        lines = [(int(dice.binomial(size, share)), int(size)) for size, share in zip(sizes, shares, strict=True)]
+        whole = tuple(map(sum, zip(*lines, strict=True)))
+        for place, (low, high) in enumerate((measures.wilson_of_lines(lines), measures.wilson(*whole))):
+            held[place] += low <= 0.75 <= high
+    assert held[0] >= 0.92 * 400
+    assert held[1] < 0.85 * 400
 
 
 def test_a_confidence_that_is_true_has_a_small_error_and_one_that_is_not_a_large_one() -> None:

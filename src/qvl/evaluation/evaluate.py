@@ -15,7 +15,7 @@ from qvl.analysis.parse_answer import own_fields
 from qvl.calibration.calibration_file import field_name
 from qvl.evaluation.collect import ANSWER, Collected, Collector
 from qvl.evaluation.compare import compare, label_parts, overlap, plain_text, value_at
-from qvl.evaluation.measures import Interval, ece, wilson
+from qvl.evaluation.measures import Interval, ece, wilson_of_lines
 from qvl.types import Usage, finite_json
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ class FieldScore:
     """One field, question or the whole answer.
 
     Attributes:
-        right, labels: how many values are right, of so many; `interval` is where their share lies with 95 % (Wilson).
+        right, labels: how many values are right, of so many, which come from `lines`; `interval` is where their share
+            lies with 95 % (Wilson; values of one line, such as items of a list, are not independent).
         unanswered: labels for which the answer had no value; they count as wrong.
         similarity: of texts: mean of 1 less the edit distance over the longer length; `iou`: mean overlap of boxes.
             What was not answered counts as 0.
@@ -69,6 +70,7 @@ class FieldScore:
     labels: int
     accuracy: float
     interval: Interval
+    lines: int = 0
     unanswered: int = 0
     similarity: float | None = None
     iou: float | None = None
@@ -104,7 +106,7 @@ class EvalReport:
 
 @dataclass(slots=True)
 class _Sums:
-    right: list[bool] = field(default_factory=list)
+    right: dict[str, list[bool]] = field(default_factory=dict)
     sure: list[float] = field(default_factory=list)
     sure_right: list[bool] = field(default_factory=list)
     unanswered: int = 0
@@ -114,12 +116,14 @@ class _Sums:
     confusion: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def score(self, name: str) -> FieldScore:
-        right, labels = sum(self.right), len(self.right)
+        lines = [(sum(values), len(values)) for values in self.right.values()]
+        right, labels = sum(hits for hits, _ in lines), sum(count for _, count in lines)
         classes = {label for label, _ in self.confusion}
         few = 1 < len(classes) <= MOST_CLASSES and labels >= 2 * len(classes)
         sure = np.asarray(self.sure), np.asarray(self.sure_right, dtype=np.float64)
         return FieldScore(
-            name, right, labels, right / labels if labels else math.nan, wilson(right, labels), self.unanswered,
+            name, right, labels, right / labels if labels else math.nan, wilson_of_lines(lines), len(lines),
+            self.unanswered,
             similarity=float(np.mean(self.similarities)) if self.similarities else None,
             iou=float(np.mean(self.overlaps)) if self.overlaps else None,
             items=_list_score(self.items) if self.items else None,
@@ -183,7 +187,7 @@ class Evaluator(Collector):
         self._count(line, ANSWER, "", right=False)
 
     def _count(self, line: Labelled, name: str, path: str, *, right: bool) -> None:
-        self._of(name).right.append(right)
+        self._of(name).right.setdefault(line.id, []).append(right)
         self._right[line.id, path or name] = right
 
     def _add(self, found: Collected, index: int, line: Labelled, answered: AnsweredLine) -> None:

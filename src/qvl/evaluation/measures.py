@@ -69,7 +69,7 @@ def log_loss(sure: Numbers, right: Numbers) -> float:
     return float(-np.mean(right * np.log(kept) + (1 - right) * np.log(1 - kept)))
 
 
-def wilson(right: int, count: int, z: float = Z) -> Interval:
+def wilson(right: float, count: float, z: float = Z) -> Interval:
     """Return Wilson's interval of a share of `right` out of `count` at `z` deviations; (0, 1) for none."""
     if not count:
         return 0.0, 1.0
@@ -77,6 +77,25 @@ def wilson(right: int, count: int, z: float = Z) -> Interval:
     centre = (share + slack / 2) / (1 + slack)
     half = z * math.sqrt(share * (1 - share) / count + slack / (4 * count)) / (1 + slack)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def wilson_of_lines(lines: Sequence[tuple[int, int]]) -> Interval:
+    """Return Wilson's interval of a share whose values come in `lines`, each (right, values): items of lists.
+
+    Those of one line are right or wrong together more often than others, so they count as fewer: as many as independent
+    ones whose share would vary so much between lines (by Rao and Scott's design effect, at least 1). Where all are
+    right, or all wrong, nothing tells that, and each line counts once.
+    """
+    right, count = (sum(column) for column in zip(*lines, strict=True)) if lines else (0, 0)
+    if len(lines) == count:
+        return wilson(right, count)
+    share = right / count
+    if len(lines) == 1 or share in (0.0, 1.0):
+        return wilson(share * len(lines), len(lines))
+    spread = sum((hits - share * values) ** 2 for hits, values in lines) * len(lines) / (len(lines) - 1) / count**2
+    # So many independent values have that spread.
+    independent = 1 + (min(count - 1, share * (1 - share) / spread) if spread else count - 1)
+    return wilson(share * independent, independent)
 
 
 def bootstrap(
