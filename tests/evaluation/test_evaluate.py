@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from qvl import AsyncPipeline
 from qvl.cli import app
+from qvl.cli.eval import _show
 from qvl.evaluation.against import against
 from qvl.evaluation.evaluate import EvalReport, Evaluator, similarity
 from qvl.evaluation.labelled import read_labelled
@@ -196,6 +197,20 @@ def test_the_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*command, "--allow", "0.01"])
     assert done.exit_code == 2
     assert "--against" in done.output
+
+
+@pytest.mark.anyio
+async def test_long_names_of_fields_are_whole_at_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "registered_trademark_as_printed_on_the_packaging"
+    path = shelf(tmp_path, [{name: "NORVIK"} for _ in range(12)])
+    schema: JsonObject = {"type": "object", "properties": {name: {"type": "string"}}}
+    report = await evaluated(path, Reader(answer=lambda sure: {name: "NORVIK"}), schema)
+    _show(report, against(report, report, 0.5))
+    cells = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert "".join(cells).count(name) == 2
 
 
 @pytest.mark.slow

@@ -7,14 +7,18 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
+from PIL import Image
 
 from qvl import Pipeline
 from qvl.backends.base import Capabilities
+from qvl.decisions.questions import read_questions
 from qvl.errors import BackendError
 from qvl.parity import Case, compare
 from qvl.parity.diagnose import Diagnosis
 from qvl.parity.differences import differ
 from qvl.parity.observation import Observation, TokenStep
+from qvl.parity.probing import Probing
+from qvl.parity.tally import ParityTally
 from qvl.types import ChatRequest, Chunk, TokenLogprob
 from tests.server.echo_backend import EchoBackend
 
@@ -154,3 +158,36 @@ def test_answers_that_fail_now_and_then_do_not_depend_on_the_batch() -> None:
         report = compare(a, b, [Case(f"{place}", question="What is it?") for place in range(4)])
     assert report.failed[1] > 0
     assert {cause.name for cause in report.causes} == {"penalty"}
+
+
+def test_the_tokens_that_decisions_took_are_no_prompt() -> None:
+    """More is asked where more answers are probable, so equal prompts take other numbers of tokens."""
+    asked = read_questions({"type": "choice", "instructions": "Which?", "choices": ["red", "blue"], "name": "colour"})
+
+    class ThriftyBackend(TellingBackend):
+        async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+            async with aclosing(super().stream(request)) as chunks:
+                async for chunk in chunks:
+                    more = chunk.usage and dataclasses.replace(chunk.usage, prompt_tokens=chunk.usage.prompt_tokens + 7)
+                    yield dataclasses.replace(chunk, usage=more)
+
+    case = Case("x", (Image.new("RGB", (64, 64), "red"),), questions=tuple(asked))
+    with Pipeline(backend=TellingBackend(), cache="off") as a, Pipeline(backend=ThriftyBackend(), cache="off") as b:
+        report = compare(a, b, [case])
+    assert report.failed == (0, 0)
+    assert "decisions" in report.shown
+    assert "prompt" not in report.shown
+
+
+def test_what_a_penalty_makes_of_analyses_is_no_other_chip() -> None:
+    """Under a schema a token that is not the likeliest shows nothing; the texts show it."""
+    chosen = TokenStep("b", -2.0, {"a": -0.2, "b": -2.0})
+    a = Observation("x", steps=(TokenStep("a", -0.2, chosen.top),), text="a")
+    diagnosis = Diagnosis((SAME, SAME))
+    for fields in (None, {"brand": "a"}):
+        whole = dataclasses.replace(a, fields=fields)
+        other = dataclasses.replace(whole, steps=(chosen,), text="b", fields=fields and {"brand": "b"})
+        diagnosis.add(CASE, differ(whole, other), whole, other)
+    assert {one.name for one in diagnosis.causes()} == {"sampling", "kernels"}
+    probing = Probing([], ParityTally(), diagnosis, 0.001, {"B": []})
+    assert [(one.name, one.certain) for one in probing.causes()] == [("penalty", True)]

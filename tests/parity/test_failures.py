@@ -104,6 +104,8 @@ def test_reasons_are_counted_and_told() -> None:
     assert "B, 2 cases: out of memory: 4 bytes" in told
     assert report.to_json()["reasons"] == [{"side": "B", "count": 2, "error": reason.error}]
     assert "out of memory" in report.to_html()
+    # The answer of the other side parts from none.
+    assert "<mark>" not in report.to_html()
     assert "out of memory" in report.to_junit()
 
 

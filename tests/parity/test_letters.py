@@ -60,3 +60,15 @@ def test_halves_of_letters_are_recorded(tmp_path: Path) -> None:
         report = compare(record, b, recorded_cases(record, tmp_path))
     assert (report.layer, report.agreement["text"].agree) == (None, 2)
     written(report, tmp_path)
+
+
+def test_halves_of_letters_are_in_what_other_commands_write(tmp_path: Path) -> None:
+    """Each way in which a command writes a file: lines as they come, pages, exports."""
+    from qvl.cli import decide, export
+
+    decide._write(tmp_path / "page.html", HALF)
+    export._write(tmp_path / "export.json", json.dumps(HALF, ensure_ascii=False))
+    export._write_folder(tmp_path / "yolo", {"names.txt": HALF})
+    for path in (tmp_path / "page.html", tmp_path / "yolo" / "names.txt"):
+        assert path.read_text(encoding="utf-8") == "\\ud83d"
+    assert json.loads((tmp_path / "export.json").read_text(encoding="utf-8")) == HALF

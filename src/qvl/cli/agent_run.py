@@ -75,7 +75,7 @@ class Presenter:
         from qvl.agent.page import page
 
         try:
-            path.write_text(page(trace, answer, picture), encoding="utf-8")
+            path.write_text(page(trace, answer, picture), encoding="utf-8", errors="backslashreplace")
         except OSError as exc:
             raise write_failed(f"--html {path}", exc) from exc
 

@@ -124,7 +124,7 @@ async def _run(
 
 def _write(path: Path, page: str) -> None:
     try:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as exc:
         raise write_failed(f"--html {path}", exc) from exc
 

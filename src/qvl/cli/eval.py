@@ -216,7 +216,7 @@ def _show(report: EvalReport, both: Against | None) -> None:
     told = {title: column for title, column in measures.items() if any(value is not None for value in column)}
     table = Table()
     for title in ("", "right", "accuracy", "95 % of it", *told):
-        table.add_column(title, justify="right" if title else "left", no_wrap=bool(title))
+        table.add_column(title, justify="right" if title else "left", no_wrap=bool(title), overflow="fold")
     for place, one in enumerate(report.fields):
         low, high = one.interval
         more = [column[place] for column in told.values()]
@@ -231,7 +231,7 @@ def _show(report: EvalReport, both: Against | None) -> None:
     console.print(Text(f"against {both.other.model}, line by line:"))
     table = Table()
     for title in ("", "model", "against", "gain", "95 % of it", "McNemar p"):
-        table.add_column(title, justify="right" if title else "left", no_wrap=bool(title))
+        table.add_column(title, justify="right" if title else "left", no_wrap=bool(title), overflow="fold")
     for name, paired in both.fields.items():
         low, high = paired.interval
         shares = (f"{right} of {paired.count}" for right in (paired.right_b, paired.right_a))

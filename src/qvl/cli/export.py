@@ -69,7 +69,7 @@ def _read(name: str, data: ExportedSet, read: Callable[[Iterable[str], str, Expo
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as exc:
         raise write_failed(f"--output {path}", exc) from exc
 
@@ -79,6 +79,6 @@ def _write_folder(folder: Path, files: dict[str, str]) -> None:
         for name, text in files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as exc:
         raise write_failed(f"--output {folder}", exc) from exc

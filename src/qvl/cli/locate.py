@@ -74,7 +74,7 @@ def _check_overlay(path: Path, pictures: int) -> None:
 
 
 def _write(path: Path, found: Locations) -> None:
-    data = found.overlay() if path.suffix.lower() == ".png" else found.overlay_svg().encode()
+    data = found.overlay() if path.suffix.lower() == ".png" else found.overlay_svg().encode("utf-8", "backslashreplace")
     try:
         path.write_bytes(data)
     except OSError as exc:

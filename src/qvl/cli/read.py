@@ -165,7 +165,7 @@ class _Sheet:
         self._pages = 0
         if path is not None:
             try:
-                self._file = path.open("w", encoding="utf-8")
+                self._file = path.open("w", encoding="utf-8", errors="backslashreplace")
             except OSError as exc:
                 raise write_failed(f"--output {path}", exc) from exc
         if self._html:

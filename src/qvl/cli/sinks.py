@@ -39,7 +39,7 @@ class RecordSink:
             self._report = HtmlReport(title)
         if jsonl is not None:
             try:
-                self._lines = jsonl.open("w", encoding="utf-8")
+                self._lines = jsonl.open("w", encoding="utf-8", errors="backslashreplace")
             except OSError as exc:
                 raise write_failed(f"--output {jsonl}", exc) from exc
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from qvl.types import JsonMapping
 
 _BAR: Final = "display:inline-block;height:.7em;vertical-align:middle"
+# Checksums and names of fields may be wider than a phone.
+_WRAPPED: Final = "overflow-wrap:anywhere"
 _COLOURS: Final = {"a": "#48c", "b": "#c73"}
 _BARS: Final = 6
 _REASONS: Final = 20
@@ -81,8 +83,9 @@ def _facts(report: JsonMapping) -> list[str]:
 
 def _cause(one: JsonMapping) -> str:
     sure = "" if one["certain"] else " (likely)"
+    where = f"<span class='note'>{escape(one['layer'])}, {one['cases']} cases</span>"
     return (
-        f"<p><b>{escape(one['title'])}</b>{sure} <span class='note'>{escape(one['layer'])}, {one['cases']} cases</span>"
+        f"<p style='{_WRAPPED}'><b>{escape(one['title'])}</b>{sure} {where}"
         f"<br>{escape(one['evidence'])}<br>Remedy: {escape(one['remedy'])}</p>"
     )
 
@@ -145,14 +148,19 @@ def _answer(mine: JsonMapping, other: JsonMapping) -> str:
     """Return an answer; marked is where its tokens, or its values, are no longer the other's."""
     if mine["error"]:
         return f'<p class="failed">{escape(mine["error"])}</p>'
-    facts = f"{mine['prompt_tokens']} prompt tokens, pictures {_sizes(mine)}"
+    if other["error"]:
+        # An answer that stands alone parts from none.
+        other = mine
+    count = f"{mine['prompt_tokens']} prompt tokens, " if mine["prompt_tokens"] else ""
+    facts = f"{count}pictures {_sizes(mine)}"
     told = f'<p class="note">{escape(facts)}</p>'
     if mine["fields"] is not None:
         rows = ""
         for path, value in mine["fields"].items():
             text = escape(json.dumps(value, ensure_ascii=False))
             same = (other["fields"] or {}).get(path, ...) == value
-            rows += f"<tr><th>{escape(path)}</th><td>{text if same else f'<mark>{text}</mark>'}</td></tr>"
+            shown = text if same else f"<mark>{text}</mark>"
+            rows += f"<tr><th style='{_WRAPPED}'>{escape(path)}</th><td>{shown}</td></tr>"
         return f"{told}<table>{rows}</table>"
     if mine["choices"] is not None:
         shown = ", ".join(f"{name}: {value}" for name, value in mine["choices"].items())

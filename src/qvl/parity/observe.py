@@ -123,7 +123,7 @@ async def _decisions(pipeline: AsyncPipeline, case: Case, params: JsonObject) ->
         case=case.id,
         sizes=sizes,
         pixels=hashes,
-        prompt_tokens=found.usage.prompt_tokens,
+        # Not its prompt tokens: those are of all requests that it took, of which there are more where more is probable.
         decisions={
             name: {str(value): share for value, share in answer.probabilities.items()}
             for name, answer in zip(names, found, strict=True)

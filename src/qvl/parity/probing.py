@@ -73,6 +73,9 @@ class Probing:
                 again = any(one.name == "sampling" for one in own)
                 kept = (one for one in causes if one.name != "sampling" or not again)
                 causes = [_penalty(one) if one.name == "sampling" else one for one in kept]
+        if any(one.name == "penalty" for one in causes):
+            # Other tokens are other numbers too.
+            causes = [one for one in causes if one.name != "kernels"]
         if names:
             # A side that disagrees with itself has other numbers whatever its weights.
             causes = [one for one in causes if one.certain and one.name not in names]

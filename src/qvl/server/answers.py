@@ -384,7 +384,7 @@ class ModelCapabilities(TypedDict):
 
 
 class ModelProcessor(TypedDict):
-    """How pictures become tokens: sides of a patch (pixels) and a token (patches), the pixels a picture is shown in."""
+    """The way from a picture to tokens: sides of a patch (pixels) and token (patches), pixels that it is shown in."""
 
     patch_size: Count
     merge_size: Count
