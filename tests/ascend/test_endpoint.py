@@ -191,6 +191,13 @@ def test_a_model_that_always_says_the_same_without_logprobs_is_not_judged(serve:
     assert found["endpoint-exif"].status == "skip"
 
 
+def test_answers_that_change_by_themselves_tell_nothing_of_pictures(serve: Callable[[Rules], str]) -> None:
+    found = examine(serve(Rules(moods=5)))
+
+    assert (found["endpoint-exif"].status, found["endpoint-alpha"].status) == ("skip", "skip")
+    assert found["endpoint-repeats"].status == "warn"
+
+
 def test_a_server_that_does_not_look_at_pictures_fails(serve: Callable[[Rules], str]) -> None:
     assert first(serve(Rules(vision=False)), "endpoint-picture").status == "fail"
 

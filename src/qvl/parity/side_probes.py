@@ -68,8 +68,12 @@ async def probe_pictures(name: str, side: LiveSide, tolerance: float = TOLERANCE
 
 
 async def _read(name: str, side: LiveSide, subject: str, rule: str, picture: StoredPicture, tolerance: float) -> Probed:
-    seen, right = await _shown(side, picture.stored), await _shown(side, picture.right)
-    wrong = {how: await _shown(side, image) for how, image in picture.wrong.items()}
+    shown = [await _repeated(side, image) for image in (picture.stored, picture.right, *picture.wrong.values())]
+    answers = [one for one in shown if one is not None]
+    if len(answers) < len(shown):
+        return Probed(subject, None, f"whether {rule} cannot be told: one picture has another answer each time")
+    seen, right = answers[:2]
+    wrong = dict(zip(picture.wrong, answers[2:], strict=True))
     error = next((one.error for one in (seen, right, *wrong.values()) if one.error), None)
     if error is not None:
         return Probed(subject, False, f"a picture of this kind is refused: {error}")
@@ -179,6 +183,15 @@ def probes(told: PixelBudget | None = None) -> tuple[Probe, ...]:
 
 async def _shown(side: LiveSide, image: Image.Image) -> Observation:
     return await side.observe(Case("probe", (_as_stored(image),), question=_ASKED))
+
+
+async def _repeated(side: LiveSide, image: Image.Image) -> Observation | None:
+    """Return the answer to a picture; None if it may be sampled, and is another one when asked for again."""
+    seen = await _shown(side, image)
+    greedy = any(step.top for step in seen.steps) and not_greedy(seen) is None
+    if seen.error is None and not greedy and (await _shown(side, image)).text != seen.text:
+        return None
+    return seen
 
 
 def _same(a: Observation, b: Observation, tolerance: float) -> bool:
