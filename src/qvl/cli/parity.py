@@ -300,8 +300,8 @@ def _show(report: ParityReport) -> None:
     console.print(table)
     table = Table()
     for title in ("same", "cases", "share", "95 % of it"):
-        name = title == "same"
-        table.add_column(title, justify="left" if name else "right", no_wrap=not name, overflow="fold")
+        named = title == "same"
+        table.add_column(title, justify="left" if named else "right", no_wrap=not named, overflow="fold")
     for name, counted in report.agreement.items():
         low, high = counted.interval
         cells = (name, f"{counted.agree} of {counted.count}", f"{counted.share:.1%}", f"{low:.1%}–{high:.1%}")
