@@ -42,6 +42,10 @@ def test_labels_make_a_calibration_a_report_and_thresholds_that_are_used(qvl: Ca
     made = qvl("calibrate", str(shelf), *MODEL, "--at-precision", "0.4", "-o", "cal.json", "--report", "page.html")
     assert made.code == 0, made.err
     assert "wrote cal.json" in made.out
+    [use] = [line for line in made.out.splitlines() if line.startswith("use it: ")]
+    assert "--calibration cal.json" in use
+    assert "--abstain 'brand=" in use
+    assert "--abstain 'category=" in use, "all of it in one line, however narrow the terminal"
     assert "brand, for 40%: confidence from" in made.out
     page = Path("page.html").read_text()
     assert page.count("<svg") == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -244,12 +245,14 @@ def _show(measured: CalibrationReport, target: Path | None) -> None:
             console.print(Text(f"{one.name}: {kept_text(one.at_threshold)}"))
     if target is None:
         return
-    console.print(Text(f"wrote {target}"))
+    console.print(Text(f"wrote {target}"), soft_wrap=True)
     found = [
         (one.name, one.at_precision.threshold) for one in measured.fields if one.at_precision and one.kind != "answer"
     ]
     abstain = " ".join(f"--abstain '{name}={_rounded(least):g}'" for name, least in found)
-    console.print(Text(f"use it: qvl analyze PICTURE --calibration {target} {abstain}".rstrip()))
+    use = f"use it: qvl analyze PICTURE --calibration {shlex.quote(str(target))} {abstain}".rstrip()
+    # In one line: a command that is broken into several cannot be pasted.
+    console.print(Text(use), soft_wrap=True)
 
 
 def _rounded(threshold: float) -> float:
