@@ -46,9 +46,13 @@ class Demo:
     async def recommend(self, picture: str | None, wish: str, thread: str | None = None) -> Recommendation:
         """Run the three steps, with the tree of calls growing meanwhile, and print the answer."""
         trace = Trace(wish, picture or "")
-        with Live(get_renderable=trace.tree, console=console):
-            found = await self.recommender.arecommend(picture, wish, thread=thread, on_event=trace.add)
-        console.print(f"\n{found.text}\n")
+        try:
+            with Live(get_renderable=trace.tree, console=console):
+                found = await self.recommender.arecommend(picture, wish, thread=thread, on_event=trace.add)
+        finally:
+            # Without a terminal the tree has no end of line.
+            console.print()
+        console.print(f"{found.text}\n")
         return found
 
     def chain(self, picture: str, iterations: int) -> None:
