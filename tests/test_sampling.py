@@ -33,7 +33,7 @@ import pytest
 
 from qvl.backends.openai.probe import ACCEPTED
 from qvl.backends.openai.wire import Dialect, request_body
-from qvl.bench.line_forms import PARAMS
+from qvl.bench.apis import CHAT_FIELDS
 from qvl.caches.key import build_manifest, hash_manifest
 from qvl.errors import ConfigError, UnsupportedInputError
 from qvl.pipeline.async_pipeline import AsyncPipeline
@@ -56,7 +56,7 @@ assert len(keys) == 3
 assert json.loads(b"".join(request_body(request, "m", Dialect())))["sharpness"] == 2.0
 assert "sharpness" not in json.loads(b"".join(request_body(ask("x"), "m", Dialect())))
 assert ACCEPTED["sharpness"] == {"sharpness": 0.5}
-assert "sharpness" in PARAMS
+assert "sharpness" in CHAT_FIELDS
 assert without_neutral({"sharpness": 0}, passed_on=False) == {}
 
 

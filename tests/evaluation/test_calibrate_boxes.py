@@ -148,6 +148,7 @@ def test_a_labelled_box_counts_for_the_first_that_has_it() -> None:
         ({"evidence": {"brand": {"x1": 1}}}, "'evidence.brand' is not a box"),
         ({"evidence": {"colour": None}}, "evidence of 'colour', no field"),
         ({"evidence": []}, "`evidence` must be an object"),
+        ({"the brand": {"x1": -5, "y1": 2, "x2": 9, "y2": 9}}, "of 'the brand' is not a box"),
         ({"the cap": None}, "'the cap' is not a field"),
     ],
 )
@@ -166,3 +167,18 @@ async def test_labels_that_are_no_boxes_are_named_before_anything_is_asked(
                 request={"evidence": True},
             )
     assert backend.asked == 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", ["the brand", "evidence"])
+async def test_a_label_that_reaches_beyond_its_picture_is_named(name: str, tmp_path: Path) -> None:
+    Image.new("RGB", (800, TALL)).save(tmp_path / "0.png")
+    box = {"x1": 10, "y1": 20, "x2": 99999, "y2": 30}
+    label = {"evidence": {"brand": box}} if name == "evidence" else {name: box}
+    (tmp_path / "far.jsonl").write_text(json.dumps({"image": "0.png", "expected": label}))
+    lines = read_labelled([str(tmp_path / "far.jsonl")])
+    targets = [] if name == "evidence" else [name]
+    async with AsyncPipeline(backend=reader(SEEN if name == "evidence" else FOUND), cache="off") as pipeline:
+        collector = Collector(pipeline, lines, targets=targets, request={"evidence": True} if not targets else None)
+        with pytest.raises(ConfigError, match=f"far.jsonl.*99999.*beyond the picture of 800 x {TALL}"):
+            await collector.collect()

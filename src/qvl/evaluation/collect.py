@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from qvl.evaluation.labelled import Labelled
     from qvl.evidence.located import Locations
     from qvl.evidence.shapes import Located
+    from qvl.media.picture import Picture
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.locate_call import LocateParams
     from qvl.pipeline.parse_request import AnalyzeParams
@@ -195,7 +196,7 @@ class Collector:
         for name, boxes in named.items():
             for box in boxes:
                 found = corners(box)
-                if found is None or found[0] >= found[2] or found[1] >= found[3]:
+                if found is None or min(found) < 0 or found[0] >= found[2] or found[1] >= found[3]:
                     what = f"{line.where}: the label {str(box)[:60]} of {name!r} is not a box"
                     raise ConfigError(what, hint=f"{BOX_FORM} in pixels of the picture, or null where there is none")
 
@@ -274,6 +275,7 @@ class Collector:
         for target, boxes in answered.located.items():
             label = line.expected[target]
             labels = label if isinstance(label, list) else [] if label is None else [label]
+            _check_edges(line, target, labels, boxes.pictures)
             self._add_boxes(found, found.targets.setdefault(target, []), target, index, labels, boxes)
         for decision in answered.decisions or ():
             name = decision.name or str(decision.question.instructions)
@@ -289,6 +291,7 @@ class Collector:
             if _within(told, self._only):
                 samples = found.evidence.setdefault(name, [])
                 labels = [] if label is None else [label]
+                _check_edges(line, told, labels, answer.result.pictures)
                 self._add_boxes(found, samples, told, index, labels, [] if item is None else [item])
 
     def _add_boxes(
@@ -338,6 +341,20 @@ class Collector:
             sure = answer.confidence if answer.confidence_method == CALIBRATED else None
             right = all(part.right for part in parts)
             found.answers.append(Judged(index, answer.raw_confidence, right, sure))
+
+
+def _check_edges(line: Labelled, name: str, labels: Sequence[object], pictures: Sequence[Picture]) -> None:
+    """Raise ConfigError for a labelled box that reaches beyond each of the pictures, whose sizes are known by now."""
+    if not pictures:
+        return
+    width, height = (max(picture.original[side] for picture in pictures) for side in (0, 1))
+    for label in labels:
+        edges = corners(label)
+        # A label may be rounded up to a whole pixel.
+        if edges is not None and (edges[2] >= width + 1 or edges[3] >= height + 1):
+            what = f"{line.where}: the label {str(label)[:60]} of {name!r} reaches beyond the picture"
+            what += f" of {width} x {height}"
+            raise ConfigError(what, hint="in pixels of the original, EXIF applied")
 
 
 def _raw_of(raw: Mapping[str, float], part: Compared) -> float | None:
