@@ -97,6 +97,7 @@ def server(request: pytest.FixtureRequest, environment: dict[str, str]) -> Itera
         found.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["clerk:one"], indirect=True)
 def test_one_id_from_the_command_to_the_log_lines_of_both_sides(
     server: Server, environment: dict[str, str], picture: str, tmp_path: Path

@@ -382,6 +382,7 @@ print("all found")
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_midst_of_a_look_spoils_no_later_one(redis_server: Serve) -> None:
     command = [sys.executable, "-c", INTERRUPTED, redis_server().url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)

@@ -64,6 +64,7 @@ def test_labels_make_a_calibration_a_report_and_thresholds_that_are_used(qvl: Ca
     assert "cannot tell" in shown.out
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_from_the_cache_and_json_has_all_measures(
     qvl: Callable[..., Ran], shelf: Path
 ) -> None:
@@ -80,6 +81,7 @@ def test_an_interrupted_run_goes_on_from_the_cache_and_json_has_all_measures(
     assert again["fields"] == told["fields"]
 
 
+@pytest.mark.slow
 def test_a_calibration_is_measured_on_other_labels(qvl: Callable[..., Ran], shelf: Path, folder: Path) -> None:
     assert qvl("calibrate", str(shelf), *MODEL, "-o", "cal.json").code == 0
     before = Path("cal.json").read_text()

@@ -66,6 +66,7 @@ def test_a_closed_pipe_is_a_quiet_end(process, folder):
     assert "Exception ignored" not in err
 
 
+@pytest.mark.slow
 def test_a_pipe_that_was_closed_before_the_first_answer(process, folder, picture):
     reader, writer = os.pipe()
     os.close(reader)

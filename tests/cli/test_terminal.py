@@ -81,7 +81,13 @@ def test_a_closed_stream_ends_no_command_in_a_traceback(command: str, closed: st
 
 @pytest.mark.parametrize(
     "environment",
-    [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1:strict"}, {"LC_ALL": "C"}, {"LANG": "C"}],
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        *(
+            pytest.param(one, marks=pytest.mark.slow)
+            for one in ({"PYTHONIOENCODING": "latin-1:strict"}, {"LC_ALL": "C"}, {"LANG": "C"})
+        ),
+    ],
 )
 def test_letters_that_stdout_cannot_write_are_escaped(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "shop.csv").write_text("id,name,price\n1,Größe 红 😀,3\n")

@@ -216,7 +216,7 @@ def test_pictures_of_cameras_and_designers_pass_by_default(data: bytes, size: tu
         (lambda: encoded("PNG"), (13_000, 13_000)),
         (lambda: encoded("PNG", mode="L"), (13_000, 13_000)),
         (lambda: encoded("PNG", mode="RGBA"), (13_000, 13_000)),
-        (lambda: encoded("WEBP", (13_000, 13_000), quality=1, method=0), None),
+        pytest.param(lambda: encoded("WEBP", (13_000, 13_000), quality=1, method=0), None, marks=pytest.mark.slow),
     ],
     indirect=["data"],
 )

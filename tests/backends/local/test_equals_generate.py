@@ -53,7 +53,7 @@ def random_100(random_reference: Reference, mixed_300: list[ChatRequest]) -> Ans
     return clear(mixed_300[:100], random_reference.generate)
 
 
-CACHES = [pytest.param(True, id="caches"), pytest.param(False, id="no-caches", marks=pytest.mark.slow)]
+CACHES = [pytest.param(True, id="caches"), pytest.param(False, id="no-caches")]
 
 
 def check(reference: Reference, results: list[Result], expected: list[list[int]]) -> None:
@@ -62,6 +62,16 @@ def check(reference: Reference, results: list[Result], expected: list[list[int]]
     assert [result.usage.completion_tokens for result in results] == [len(ids) for ids in expected]
 
 
+def test_60_mixed_requests_on_the_bundled_model(
+    opened: Opener, bundled_reference: Reference, mixed_300: list[ChatRequest]
+) -> None:
+    backend = opened(max_num_seqs=24, max_num_batched_tokens=160, speculate="on")
+    wanted, expected = clear(mixed_300[:60], bundled_reference.generate)
+    check(bundled_reference, answer_all(backend, wanted), expected)
+    assert backend.stats()["prefix_hit_tokens"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("caches", CACHES)
 def test_300_mixed_requests_on_the_bundled_model(
     opened: Opener, bundled_reference: Reference, bundled_300: Answered, caches: bool
@@ -74,8 +84,8 @@ def test_300_mixed_requests_on_the_bundled_model(
     assert bool(backend.stats()["vision_cache_bytes"]) is caches
 
 
-@pytest.mark.parametrize("caches", CACHES)
 @pytest.mark.slow
+@pytest.mark.parametrize("caches", CACHES)
 def test_100_mixed_requests_on_a_random_model(
     opened: Opener, random_folder: object, random_reference: Reference, random_100: Answered, caches: bool
 ) -> None:

@@ -100,6 +100,7 @@ def test_the_npu_comes_first_and_takes_bfloat16() -> None:
     assert "GOT npu:0 (Ascend910B3), bfloat16" in python(DESCRIBE)
 
 
+@pytest.mark.slow
 def test_a_chip_without_bfloat16_takes_float16() -> None:
     assert "GOT npu:0 (Ascend310P3), float16" in python(DESCRIBE, FAKE_NPU="310P3")
 
@@ -122,6 +123,7 @@ def test_an_npu_that_is_present_but_unusable_is_told_with_its_reason(environment
     assert reason in asked
 
 
+@pytest.mark.slow
 def test_asking_for_an_npu_without_torch_npu_names_the_pip_line() -> None:
     assert install_line("npu") in python(NPU, installed=False)
 

@@ -157,7 +157,13 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("words", LONG.values(), ids=LONG)
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, id=name, marks=[] if name in ("words", "marks") else pytest.mark.slow)
+        for name, words in LONG.items()
+    ],
+)
 def test_a_long_prompt_loses_nothing(bundled: Any, words: str) -> None:
     ids, _ = PromptEncoder(bundled).encode(ChatRequest((text("user", words),)))
     if words != LONG["marks"]:
