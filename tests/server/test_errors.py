@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import socket
+import sys
 
 import pytest
 
@@ -231,3 +233,13 @@ def test_a_code_of_a_remote_endpoint_makes_no_series_of_its_own(serve) -> None:
         'qvl_media_errors_total{code="image_too_large"} 1.0',
         'qvl_media_errors_total{code="invalid_image"} 2.0',
     ]
+
+
+def test_a_package_that_the_server_lacks_is_the_servers_fault(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)
+    url = "data:application/pdf;base64," + base64.b64encode(b"%PDF-1.4\n%%EOF").decode()
+    part = {"type": "file", "file": {"filename": "a.pdf", "file_data": url}}
+    body = {**question(), "messages": [{"role": "user", "content": [part, {"type": "text", "text": "Q"}]}]}
+    error = well_formed(server.post(CHAT, body), 500)
+    assert (error["code"], error["type"]) == ("missing_dependency", "server_error")
+    assert "qvl[documents]" in error["message"]

@@ -99,6 +99,8 @@ def error_of(error: QvlError) -> Error:
     code: str = error.code
     if status == 502 and isinstance(error, AuthError):
         kind, code = "server_error", "upstream_refused_credentials"
+    elif isinstance(error, MissingDependencyError):
+        kind = "server_error"  # the client has done nothing wrong
     elif isinstance(error, ConfigError) and status == 400 and code in ("invalid_config", "unknown_name"):
         code = "unsupported_parameter" if error.message.startswith("unknown parameter") else "invalid_value"
     return {"error": {"message": str(error), "type": kind, "param": error.param, "code": code}}
