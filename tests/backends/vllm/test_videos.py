@@ -117,7 +117,7 @@ def test_more_videos_than_it_takes_are_sent_as_pictures_with_a_note(
     result = loop.run_until_complete(pipeline.ask(three, "When?", max_tokens=4, video={"nframes": 1}))
     assert result.usage.image_tokens > 0 == result.usage.video_tokens
     assert len(result.notes) == 3
-    assert "clip.mp4: sent as 1 pictures, each behind its time, since vllm:bundled takes at most 2" in result.notes[0]
+    assert "clip.mp4: sent as 1 picture, each behind its time, since vllm:bundled takes at most 2" in result.notes[0]
 
 
 def test_a_cut_through_a_video_is_refused(engine: VllmBackend, loop: Loop, films: dict[str, Path]) -> None:
