@@ -144,6 +144,16 @@ def test_a_side_that_cannot_be_asked_again_is_only_likely_to_sample() -> None:
     assert found(a, b) == [("sampling", False)]
 
 
+def test_where_a_sampled_answer_ends_is_chance() -> None:
+    diagnosis = Diagnosis((SAME, SAME))
+    few, many = said("a b", "stop"), said("a b c d", "stop")
+    diagnosis.add(CASE, differ(few, many), few, many)
+    a = Observation("x", steps=(TokenStep("b", -0.2, {"b": -0.2, "a": -2.0}),), text="b")
+    b = Observation("x", steps=(TokenStep("a", -2.0, {"b": -0.2, "a": -2.0}),), text="a")
+    diagnosis.add(CASE, differ(a, b), a, b)
+    assert [one.name for one in diagnosis.causes()] == ["sampling"]
+
+
 def test_answers_that_fail_now_and_then_do_not_depend_on_the_batch() -> None:
     class FlakyBackend(TellingBackend):
         async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:

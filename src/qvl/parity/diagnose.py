@@ -179,9 +179,11 @@ class Diagnosis:
     def causes(self) -> list[Cause]:
         """Return what was recognised, by layer and number of cases."""
         found = []
+        # Where an answer ends is as much of chance as its words.
+        by_chance = ("stop", "length") if "sampling" in self._evidence else ()
         for name, count in self._seen.items():
             known = self._evidence[name]
-            if name != "numbers":
+            if name != "numbers" and name not in by_chance:
                 found.append(cause(name, known.told, count, certain=known.certain, layer=known.layer))
         if self._seen["numbers"]:
             found.append(self._of_numbers(self._seen["numbers"]))

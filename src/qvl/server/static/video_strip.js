@@ -28,6 +28,13 @@ const happened = (video, name) => new Promise((resolve, reject) => {
   video.addEventListener("error", () => { clearTimeout(timer); reject(); }, { once: true });
 });
 
+// Behind "seeked" the old frame may still be the one that is drawn. Where the new one is the same no callback comes.
+const painted = (video) => new Promise((resolve) => {
+  if (!video.requestVideoFrameCallback) return resolve();
+  const timer = setTimeout(resolve, 500);
+  return video.requestVideoFrameCallback(() => { clearTimeout(timer); resolve(); });
+});
+
 // Sets the `frames` of a video, [{at, src}] evenly spread, with `width`, `height` and `seconds`; none that cannot be played.
 export async function readFrames(shown) {
   const video = element("video", { muted: true, preload: "auto" });
@@ -43,9 +50,9 @@ export async function readFrames(shown) {
     });
     for (let number = 0; number < FRAMES; number++) {
       const at = (video.duration * number) / FRAMES;
-      const there = happened(video, "seeked");
+      const there = [happened(video, "seeked"), ...(number ? [painted(video)] : [])];
       video.currentTime = at;
-      await there;
+      await Promise.all(there);
       canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
       frames.push({ at, src: canvas.toDataURL("image/webp", 0.8) });
     }
