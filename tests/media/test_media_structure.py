@@ -296,10 +296,10 @@ print(peak() - before)
     ("form", "size", "mode", "options"),
     [
         ("PNG", (13_300, 13_300), "1", {}),
-        ("PNG", (8_100, 8_200), "RGB", {"compress_level": 1}),
+        pytest.param("PNG", (8_100, 8_200), "RGB", {"compress_level": 1}, marks=pytest.mark.slow),
         ("PNG", (6_240, 4_160), "RGBA", {"compress_level": 1}),
         ("WEBP", (4_000, 4_000), "RGB", {"quality": 1, "method": 0}),
-        ("JPEG", (6_240, 4_160), "RGB", {"progressive": True, "subsampling": 0}),
+        pytest.param("JPEG", (6_240, 4_160), "RGB", {"progressive": True, "subsampling": 0}, marks=pytest.mark.slow),
         ("JPEG", (8_000, 6_000), "RGB", {"progressive": True, "subsampling": 2}),
         ("JPEG", (13_000, 13_000), "L", {"quality": 1}),
         ("TIFF", (5_700, 5_700), "RGB", {}),

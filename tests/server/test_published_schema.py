@@ -139,7 +139,7 @@ def test_responses(server: Running, name: str) -> None:
     fits(Response, told[-1]["response"], "Response")
 
 
-@pytest.mark.parametrize("summary", [None, "auto"])
+@pytest.mark.parametrize("summary", [pytest.param(None, marks=pytest.mark.slow), "auto"])
 def test_reasoning_is_closed_before_the_answer_begins(summary: str | None) -> None:
     running = start(Thinker())
     try:

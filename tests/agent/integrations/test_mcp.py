@@ -130,7 +130,11 @@ WITHOUT_SERVER = (
 )
 
 
-@pytest.mark.parametrize("serve", [SERVE, ["-c", WITHOUT_SERVER, "mcp"]], ids=["", "with qvl[agent] alone"])
+@pytest.mark.parametrize(
+    "serve",
+    [SERVE, pytest.param(["-c", WITHOUT_SERVER, "mcp"], marks=pytest.mark.slow)],
+    ids=["", "with qvl[agent] alone"],
+)
 def test_a_key_is_asked_of_everybody_where_there_is_one(environment: dict[str, str], serve: list[str]) -> None:
     def ask(url: str) -> list[int]:
         url = url.replace("0.0.0.0", "127.0.0.1")
