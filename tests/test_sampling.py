@@ -31,7 +31,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from qvl.backends.openai.probe import ACCEPTED
+from qvl.backends.openai.probe_features import ACCEPTED
 from qvl.backends.openai.wire import Dialect, request_body
 from qvl.bench.apis import CHAT_FIELDS
 from qvl.caches.key import build_manifest, hash_manifest
