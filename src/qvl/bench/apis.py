@@ -355,7 +355,7 @@ def find_api(name: str) -> type[BenchApi]:
     """Return the API of this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no API has this name.
     """
     if name not in APIS:
         raise ConfigError(f"unknown --target {name!r}", hint=nearest(name, APIS))

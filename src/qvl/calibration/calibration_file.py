@@ -180,7 +180,7 @@ class Calibration(BaseModel):
         return made
 
     def question(self, question: Question, prompt_version: str) -> QuestionCalibration | None:
-        """Return the calibration of `question`; None if there is none.
+        """Return the calibration of `question`; None if it was not calibrated.
 
         Raises:
             ConfigError: it was made with another prompt version.

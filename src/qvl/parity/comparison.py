@@ -56,8 +56,10 @@ def compare(
         ConfigError: no case, two with one id, or what would fail for every case.
         BackendError: a side cannot be opened.
     """
-    options = {"budgets": budgets, "self_check": self_check, "probe": probe, "request": request, "work": work}
-    return asyncio.run(acompare(a, b, cases, advance=advance, **options))  # type: ignore[arg-type]
+    coming = acompare(
+        a, b, cases, budgets=budgets, self_check=self_check, probe=probe, request=request, work=work, advance=advance
+    )
+    return asyncio.run(coming)
 
 
 async def acompare(

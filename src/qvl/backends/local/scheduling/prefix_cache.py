@@ -56,7 +56,7 @@ class BlockHashes:
         return self.hashes
 
     def picture_from(self, token: int) -> int | None:
-        """Return where the first picture begins that reaches beyond `token`; None if there is none."""
+        """Return where the first picture begins that reaches beyond `token`; None if no picture does."""
         return min((picture.start for picture in self.pictures if picture.end > token), default=None)
 
 
