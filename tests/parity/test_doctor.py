@@ -14,8 +14,8 @@ from qvl.backends.base import Backend
 from qvl.backends.local.backend import LocalBackend
 from qvl.cli import app
 from tests.parity import checkpoints
+from tests.parity.own_minds import SamplingBackend
 from tests.parity.processes import served
-from tests.parity.test_planted import SamplingBackend
 from tests.server.conftest import start
 
 pytestmark = pytest.mark.slow

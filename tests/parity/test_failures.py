@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -20,6 +19,7 @@ from qvl.parity.observation import Observation, TokenStep
 from qvl.parity.report import kl_of
 from qvl.parity.tally import ParityTally
 from qvl.types import ChatRequest, Chunk
+from tests.parity.own_minds import ShorteningBackend
 from tests.server.echo_backend import EchoBackend
 
 
@@ -30,16 +30,6 @@ class FailingBackend(WrappingBackend):
         if "fail" in request.messages[-1].text:
             raise BackendError(f"out of memory: {len(request.messages[-1].text)} bytes", hint="less")
         async with aclosing(self.inner.stream(request)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-
-class ShorteningBackend(WrappingBackend):
-    """Answers with one token."""
-
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        sampling = dataclasses.replace(request.sampling, max_tokens=1)
-        async with aclosing(self.inner.stream(request.replace(sampling=sampling))) as chunks:
             async for chunk in chunks:
                 yield chunk
 

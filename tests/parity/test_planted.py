@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -14,11 +11,10 @@ from PIL import Image
 
 from qvl import Pipeline
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.wrapper import WrappingBackend
 from qvl.parity import Case, ParityReport, compare
-from qvl.types import ChatRequest, Chunk
 from tests.parity import checkpoints
 from tests.parity.conftest import QUESTION
+from tests.parity.own_minds import SamplingBackend
 from tests.parity.processes import served
 from tests.server.conftest import start
 
@@ -92,16 +88,6 @@ def test_one_other_layer(local: Pipeline, cases: list[Case], tmp_path: Path) -> 
     report = against(local, cases, other(checkpoints.with_another_layer(tmp_path / "m")))
     assert report.layer == "log-probabilities"
     assert [cause.name for cause in report.causes] == ["weights"]
-
-
-class SamplingBackend(WrappingBackend):
-    """Samples whatever it is asked for, as a server does that applies the checkpoint's generation_config."""
-
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        sampling = dataclasses.replace(request.sampling, temperature=3.0)
-        async with aclosing(self.inner.stream(request.replace(sampling=sampling))) as chunks:
-            async for chunk in chunks:
-                yield chunk
 
 
 @pytest.mark.slow

@@ -3,49 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 
 import pytest
 
 from qvl import Pipeline
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.wrapper import WrappingBackend
 from qvl.parity import Case, compare
-from qvl.types import ChatRequest, Chunk, SamplingParams
+from qvl.types import ChatRequest
+from tests.parity.own_minds import OwnMindBackend, ShorteningBackend
 from tests.server.conftest import Running, serve
 from tests.server.echo_backend import EchoBackend
 
 __all__ = ["serve"]
 
 
-class OwnMindBackend(WrappingBackend):
-    """Answers with sampling parameters of its own where `changes` says so."""
-
-    running = 0
-
-    def changes(self, request: ChatRequest) -> dict[str, object]:
-        return {}
-
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        self.running += 1
-        try:
-            sampling: SamplingParams = dataclasses.replace(request.sampling, **self.changes(request))
-            async with aclosing(self.inner.stream(request.replace(sampling=sampling))) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        finally:
-            self.running -= 1
-
-
 class PenalizingBackend(OwnMindBackend):
     def changes(self, request: ChatRequest) -> dict[str, object]:
         return {"repetition_penalty": 3.0}
-
-
-class ShorteningBackend(OwnMindBackend):
-    def changes(self, request: ChatRequest) -> dict[str, object]:
-        return {"max_tokens": 2}
 
 
 class StoppingBackend(OwnMindBackend):

@@ -7,7 +7,6 @@ import hashlib
 import os
 import signal
 import sys
-import time
 from dataclasses import dataclass
 
 from tests.scripted_endpoint import Echo, ScriptedEndpoint, ScriptedExchange
@@ -33,4 +32,4 @@ class DyingEcho:
 if __name__ == "__main__":
     with ScriptedEndpoint(default=DyingEcho(sys.argv[1])) as endpoint:
         print(endpoint.url, flush=True)
-        time.sleep(300)
+        signal.pause()

@@ -52,6 +52,13 @@ def batched(page: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in waiting.value.path().read_text().splitlines()]
 
 
+def table_of(page: Any) -> list[dict[str, str]]:
+    """The rows of the batch that has ended, from its CSV."""
+    with page.expect_download() as waiting:
+        page.locator(".batch").get_by_role("button", name="CSV").click()
+    return list(csv.DictReader(io.StringIO(waiting.value.path().read_text())))
+
+
 def test_both_sides_of_a_comparison_see_the_document_and_the_video(page: Any, serve: Any, folder: Path) -> None:
     server: Running = serve(EchoBackend("shop-vl"), media=MEDIA)
     go(page, server.url)
@@ -121,10 +128,7 @@ def test_a_table_names_pages_of_a_document_and_a_video(page: Any, serve: Any, fo
     assert texts(first) == ["Page 2:", "Page 3:", "what"]
     assert [len(second.pictures), texts(second)] == [1, ["Page 1:", "What brand is it?"]]
     assert [texts(third)[0], texts(third)[-1]] == ["<0.0 seconds>", "when"]
-    with page.expect_download() as waiting:
-        page.locator(".batch").get_by_role("button", name="CSV").click()
-    told = list(csv.DictReader(io.StringIO(waiting.value.path().read_text())))
-    assert [row["document"] for row in told] == ["bill.pdf#page=2-3", "scans/bill.pdf#page=1", "clip.webm"]
+    assert [row["document"] for row in table_of(page)] == ["bill.pdf#page=2-3", "scans/bill.pdf#page=1", "clip.webm"]
 
 
 def test_each_field_of_a_document_in_a_batch_has_its_page(page: Any, bundled: Running, folder: Path) -> None:
@@ -133,9 +137,7 @@ def test_each_field_of_a_document_in_a_batch_has_its_page(page: Any, bundled: Ru
     page.set_input_files("#batch-files", str(folder / "bill.pdf"))
     page.click("#batch-start")
     page.locator(".batch [role=status]", has_text="1 of 1 answered").wait_for()
-    with page.expect_download() as waiting:
-        page.locator(".batch").get_by_role("button", name="CSV").click()
-    (row,) = csv.DictReader(io.StringIO(waiting.value.path().read_text()))
+    (row,) = table_of(page)
     assert row["category"]
     assert row["pages.category"] in {"1", "2", "3"}
 
