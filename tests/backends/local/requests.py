@@ -102,6 +102,23 @@ def run_together(backend: LocalBackend, *requests: ChatRequest) -> list[Result]:
         return run(backend, *(one.replace(request_id=f"{place:03}") for place, one in enumerate(requests)))
 
 
+def same_but_for_ties(one: Result, other: Result, margin: float = 0.5) -> None:
+    """Both say the same, and as surely, up to a token whose two likeliest are within `margin` nats in both.
+
+    Both need logprobs=2.
+    """
+    assert one.logprobs
+    assert other.logprobs
+    for first, second in zip(one.logprobs, other.logprobs, strict=False):
+        for likeliest, next_to_it in zip(first.top, second.top, strict=True):
+            if likeliest.token == next_to_it.token:
+                assert abs(likeliest.logprob - next_to_it.logprob) < margin
+        if first.token != second.token:
+            assert all(abs(top[0].logprob - top[1].logprob) < margin for top in (first.top, second.top))
+            return
+    assert one.text == other.text
+
+
 def freed(backend: LocalBackend) -> None:
     """Nothing is held: rows, jobs, sequences."""
 

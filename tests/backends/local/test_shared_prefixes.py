@@ -15,7 +15,7 @@ from qvl.backends.local.backend import LocalBackend
 from qvl.backends.local.model.shared_rows import add_shared, attention_with_sums, can_share
 from qvl.types import ResponseFormat, Result
 from tests.backends.local.reference import clear
-from tests.backends.local.requests import ask, freed, run
+from tests.backends.local.requests import ask, freed, run, same_but_for_ties
 from tests.backends.local.test_equals_generate import Answered, answer_all, check
 from tests.backends.local.test_faults import FaultyBackend
 
@@ -147,14 +147,15 @@ def test_streams_choices_forms_and_seeds_are_the_same_alone_and_together(opened:
 
 
 def test_weights_in_8_bits_and_bfloat16_answer_from_shared_rows_too(opened: Opener) -> None:
-    """Their last bits depend on how attention is summed up, so what they say is looked at, not each token."""
-    questions = [ask(number, SHOP + " What brand is it?", max_tokens=12) for number in (0, 0, 6, 6, 0)]
+    """Their last bits depend on how attention is summed up: answers part only where two tokens are nearly as likely."""
+    questions = [ask(number, SHOP + " What brand is it?", max_tokens=12, logprobs=2) for number in (0, 0, 6, 6, 0)]
     for settings in ({"quantize": "int8"}, {"dtype": "bfloat16"}):
         backend = opened(max_num_seqs=8, **settings)
         told = run(backend, *questions)
         assert sum(result.usage.cached_tokens > 256 for result in told) >= 3
         assert all(result.usage.completion_tokens for result in told)
-        assert told[0].text == told[1].text == told[4].text
+        for one, other in ((0, 1), (0, 4), (2, 3)):
+            same_but_for_ties(told[one], told[other])
         freed(backend)
 
 
