@@ -32,6 +32,7 @@ class EchoBackend(Backend):
         self.aborted = 0
         self.dead = False
         self.not_ready: str | None = None
+        self.gone: str | None = None
         self.requests: list[ChatRequest] = []
 
     @property
@@ -50,6 +51,9 @@ class EchoBackend(Backend):
 
     def unready(self) -> str | None:
         return "the engine is dead" if self.dead else self.not_ready
+
+    def lost(self) -> str | None:
+        return self.gone
 
     def stats(self) -> Mapping[str, float]:
         return {"num_running": float(self.running), "num_aborted_total": float(self.aborted)}

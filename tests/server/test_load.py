@@ -270,6 +270,19 @@ def test_a_dead_engine_ends_the_server_where_that_is_wanted(serve) -> None:
     assert server.server.failure is not None
 
 
+def test_a_backend_that_is_lost_for_the_process_is_noticed_without_a_request(serve) -> None:
+    server = serve(EchoBackend(), cache="off")
+    server.backend.gone = "the cluster is another one"
+    until(lambda: server.get("/ready").status_code == 503)
+    assert server.get("/ready").json()["reason"] == "the cluster is another one"
+    ending = serve(EchoBackend(), cache="off")
+    ending.server.exit_on_death()
+    ending.backend.gone = "the cluster is another one"
+    ending.thread.join(20)
+    assert not ending.thread.is_alive()
+    assert "another one" in str(ending.server.failure)
+
+
 def test_a_stalled_engine_is_not_ready(serve) -> None:
     server = serve(EchoBackend(pause=3), cache="off", stall_timeout=0.2)
     with ThreadPoolExecutor(1) as pool:

@@ -233,6 +233,10 @@ class Backend(ABC):
         """Return the reason why requests cannot be served now (loading, stalled, dead), or None. Cheap."""
         return None
 
+    def lost(self) -> str | None:
+        """Return the reason why this process can never be served again (a new one can), or None. Cheap."""
+        return None
+
     @final
     async def generate(self, request: ChatRequest) -> Result:
         """Return the complete Result of `stream`; see `fold`."""

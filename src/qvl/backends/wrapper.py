@@ -70,6 +70,9 @@ class WrappingBackend(Backend):
     def unready(self) -> str | None:
         return self.inner.unready()
 
+    def lost(self) -> str | None:
+        return self.inner.lost()
+
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         async with aclosing(self.inner.stream(request)) as chunks:
             async for chunk in chunks:

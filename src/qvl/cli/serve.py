@@ -75,16 +75,18 @@ def serve(ctx: typer.Context, settings: ServeSettings) -> None:
     configure_logs(settings.log_level, settings.log_format)
     server_settings = settings.server_settings(ctx)
     endpoints = _endpoint_source(ctx, settings)
-    if settings.workers == 1:
+    # Ray ends a process that has lost its cluster, or can no longer join another: it is a worker, and is replaced.
+    if settings.workers == 1 and (settings.replicas is None or not hasattr(os, "fork")):
         listener = bind(settings.host, settings.port)
         try:
             _serve(settings, server_settings, endpoints, listener)
         finally:
             listener.close()
         return
-    _check_workers(settings)
-    check_divisible(server_settings, settings.workers)
-    print(_said_limits(settings), file=sys.stderr, flush=True)
+    if settings.workers > 1:
+        _check_workers(settings)
+        check_divisible(server_settings, settings.workers)
+        print(_said_limits(settings), file=sys.stderr, flush=True)
     port = settings.port
 
     def listen() -> socket.socket:
@@ -166,7 +168,7 @@ def _serve(
 ) -> None:
     """Serve in this process until a signal ends it; `worker` is its place among several."""
     from qvl.cli.banner import print_banner, shown_host
-    from qvl.pipeline.async_pipeline import AsyncPipeline
+    from qvl.pipeline.async_pipeline import TINY_NOTICE, AsyncPipeline
     from qvl.server.app import create_app
     from qvl.server.auth import LOOPBACK
     from qvl.server.limits import SharedSlots
@@ -180,10 +182,13 @@ def _serve(
     if worker is not None:
         server_settings = worker.divided(whole, shared=is_redis(settings.cache))
         endpoints = divided_source(endpoints, worker.share) if endpoints else None
+    speaks = worker is None or (worker.first and worker.number == 0)
     model, options = _backend(settings, endpoints)
+    if speaks and settings.replicas is not None and settings.model is None:
+        print(TINY_NOTICE, file=sys.stderr)
     if worker is not None and isinstance(limit := options.get("limit"), int):
         options["limit"] = max(1, worker.share(limit))
-    if worker is not None and model is not None and model.startswith("openai:"):
+    if worker is not None and model is not None and model.startswith(("openai:", "ray:")):
         options.setdefault("quarantine", str(worker.folder / "quarantine.json"))
     traces = exporting(settings.otlp_traces_endpoint)
     try:
@@ -208,7 +213,7 @@ def _serve(
         )
         core = server.core
         core.endpoint_source = endpoints
-        if settings.exit_on_engine_death:
+        if settings.exit_on_engine_death or (worker is not None and settings.replicas is not None):
             server.exit_on_death()
         scheme = "https" if settings.tls_cert else "http"
         address = f"{scheme}://{shown_host(settings.host)}:{listener.getsockname()[1]}"
@@ -220,7 +225,6 @@ def _serve(
                 shared,
                 SharedSlots(shared, worker.folder.name, whole.max_concurrent, whole.max_queue) if worker else None,
             )
-        speaks = worker is None or (worker.first and worker.number == 0)
 
         def settled() -> None:
             print_banner(core, address)
@@ -229,10 +233,19 @@ def _serve(
 
         if worker is not None:
             core.worker_metrics = WorkerMetrics(worker.folder, worker.number, core.metrics.registry)
-            server.settle_first = not worker.first
+            core.readiness.replaces = not worker.first
+            # Where there are others: alone it answers probes from the first moment on.
+            server.settle_first = not worker.first and worker.count > 1
         if speaks:
             server.when_settled = settled
-            core.readiness.on_absence = _say_absence
+
+            def absent(error: QvlError) -> None:
+                print(f"qvl-serve: waiting for an engine: {error}", file=sys.stderr, flush=True)
+                if worker is not None and worker.count == 1:
+                    # Nobody else waits for it, and it has a successor from here on.
+                    worker.settled()
+
+            core.readiness.on_absence = absent
             if settings.host not in LOOPBACK and not core.keys.required:
                 print("qvl-serve: WARNING: anybody who can reach this address can use it", file=sys.stderr)
             print(f"loading {core.names[0]}; {address}/ready tells when it is done", file=sys.stderr, flush=True)
@@ -240,10 +253,6 @@ def _serve(
     finally:
         if traces is not None:
             traces.shutdown()
-
-
-def _say_absence(error: QvlError) -> None:
-    print(f"qvl-serve: waiting for an engine: {error}", file=sys.stderr, flush=True)
 
 
 def _endpoint_source(ctx: typer.Context, settings: ServeSettings) -> Source | None:
@@ -258,8 +267,6 @@ def _endpoint_source(ctx: typer.Context, settings: ServeSettings) -> Source | No
 
 def _backend(settings: ServeSettings, endpoints: Source | None) -> tuple[str | None, JsonObject]:
     """Return (model, backend options) for the pipeline; with --replicas they are of the ray backend."""
-    from qvl.pipeline.async_pipeline import TINY_NOTICE
-
     options = settings.backend_options()
     if endpoints is not None:
         options.setdefault("base_url", endpoints())
@@ -269,8 +276,6 @@ def _backend(settings: ServeSettings, endpoints: Source | None) -> tuple[str | N
         if settings.devices is not None or settings.ray_address is not None:
             raise ConfigError("--devices and --ray-address need --replicas", hint="--replicas 8 --devices npu")
         return settings.model, options
-    if settings.model is None:
-        print(TINY_NOTICE, file=sys.stderr)
     options["devices"] = settings.devices or options.pop("device", "auto")
     options |= {"replicas": settings.replicas, "ray_address": settings.ray_address}
     options.setdefault("drain_timeout", settings.drain_timeout)

@@ -19,6 +19,8 @@ CANARY_SECONDS: Final = 120.0
 # Between two looks whether an engine that was not there at the start has come.
 FIRST_LOOK: Final = 1.0
 LONGEST_LOOK: Final = 10.0
+# Between two looks whether the backend is lost for this process.
+WATCH_SECONDS: Final = 1.0
 log = logger("qvl.server")
 
 
@@ -42,6 +44,9 @@ class Readiness:
         # Tells whoever runs the server that it waits for engines that are not there.
         self.on_absence: Callable[[QvlError], None] = lambda error: None
         self._absence: QvlError | None = None
+        # True for the successor of a process that ended: the same settings were right before, so whatever keeps the
+        # backend from opening now (a host that is not back yet) is an absence too.
+        self.replaces = False
         self.settled = asyncio.Event()
         # Set as soon as requests get an answer, be it that no engine is there yet.
         self.told = asyncio.Event()
@@ -50,12 +55,19 @@ class Readiness:
         """Start loading in the background, unless started already; `running` returns the number of requests."""
         if self._task is None:
             self._running = running
-            self._task = asyncio.get_running_loop().create_task(self._open())
+            self._task = asyncio.get_running_loop().create_task(self._open_and_watch())
 
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _open_and_watch(self) -> None:
+        await self._open()
+        while self.failure is None and self._dead is None:
+            if (reason := self.pipeline.backend.lost()) is not None:
+                self.note_death(reason)
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def _open(self) -> None:
         try:
@@ -85,8 +97,9 @@ class Readiness:
             try:
                 await self.pipeline.open()
                 break
-            except (BackendUnavailableError, BackendTimeoutError) as exc:
-                if not self.pipeline.backend.engines_may_come:
+            except QvlError as exc:
+                unavailable = isinstance(exc, BackendUnavailableError | BackendTimeoutError)
+                if not self.pipeline.backend.engines_may_come or not (unavailable or self.replaces):
                     raise
                 if self._absence is None:
                     log.warning("no engine answers yet", error=str(exc))

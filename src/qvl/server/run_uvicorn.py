@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 FAREWELL_SECONDS: Final = 0.5
 # What closes after the last answer (the backend, connections, threads) has this long.
 EXIT_SECONDS: Final = 3.0
+SETTLE_SECONDS: Final = 20.0
 log = logger("qvl.server")
 
 
@@ -203,7 +204,8 @@ class GracefulServer(uvicorn.Server):
         self._reload_at_start = False
         self._draining: asyncio.Task[None] | None = None
         self.when_settled: Callable[[], None] = lambda: None
-        # True to accept connections only when requests get an answer; those that come earlier wait at the port.
+        # True to accept connections only when requests get an answer; those that come earlier wait at the port, for
+        # SETTLE_SECONDS at most.
         self.settle_first = False
         core.readiness.on_failure = self.fail
         self._settling: asyncio.Task[None] | None = None
@@ -221,7 +223,8 @@ class GracefulServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         if self.settle_first:
             self.core.start()
-            await self.core.readiness.told.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.core.readiness.told.wait(), SETTLE_SECONDS)
         if self.core.worker_metrics is not None:
             await self.core.worker_metrics.start()
         await super().startup(sockets)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qvl.backends.base import Capabilities
-from qvl.errors import ConfigError
+from qvl.errors import ConfigError, EngineDeadError
 from qvl.plugins.hookspecs import hookimpl
 from qvl.testing import EchoBackend
 from qvl.types import ChatRequest, Chunk, Usage
@@ -58,6 +58,14 @@ class Broken(EchoBackend):
     async def _say(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         yield Chunk(text="so far ")
         raise KeyError("a bug")
+
+
+class Doomed(EchoBackend):
+    """One whose engine is dead, and which is found healthy all the same."""
+
+    async def _say(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        raise EngineDeadError("the device is lost")
+        yield
 
 
 class Counted(EchoBackend):

@@ -15,7 +15,7 @@ import pytest
 from qvl import media
 from qvl.backends.local.backend import LocalBackend
 from qvl.chunks import fold
-from qvl.errors import BackendError, ConfigError, UnsupportedInputError
+from qvl.errors import BackendError, BackendUnavailableError, ConfigError, UnsupportedInputError
 from qvl.media.load_video import load_video
 from qvl.media.video_sampling import VideoSampling
 from qvl.testing import EchoBackend
@@ -23,7 +23,7 @@ from qvl.testing.asking import ask, collect, square
 from qvl.tiny import render
 from qvl.types import ChatRequest, Message, VideoPart
 from tests.backends.lora_files import random_adapter
-from tests.backends.ray.engines import WHO, Broken, Marked, Unopenable, Watching
+from tests.backends.ray.engines import WHO, Broken, Doomed, Marked, Unopenable, Watching
 from tests.server.test_dashboard import OF_RAY
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -190,6 +190,14 @@ def test_fronts_with_the_same_settings_share_replicas_until_the_last_ends(cluste
 def test_a_replica_that_cannot_be_opened_says_why(opened: Any) -> None:
     with pytest.raises(ConfigError, match=r"the weights are not there \(look in the cellar\)"):
         opened(make=Unopenable)
+
+
+def test_a_dead_engine_of_a_replica_is_not_the_end_of_its_front(opened: Any) -> None:
+    """A server takes EngineDeadError for the end of its own engine, and is not ready from then on."""
+    backend = opened(make=Doomed, replicas=1)
+    with pytest.raises(BackendUnavailableError, match="the device is lost"):
+        opened.loop.run_until_complete(backend.generate(ask("hello")))
+    assert backend.lost() is None
 
 
 def test_a_bug_in_a_replica_is_an_error_of_ours(opened: Any) -> None:

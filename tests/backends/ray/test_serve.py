@@ -148,7 +148,6 @@ def test_what_ray_cannot_do_is_said_in_one_line(serve: Callable[..., Process]) -
     started = {
         "several endpoints": serve("openai:x", "--replicas", "2"),
         "no option": serve("--replicas", "2", "--option", "colour=red"),
-        "no Ray cluster answers": serve("--replicas", "2", "--ray-address", "127.0.0.1:1"),
     }
     for words, process in started.items():
         code, line = refusal(process)

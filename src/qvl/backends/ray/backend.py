@@ -119,6 +119,9 @@ class RayBackend(Backend):
         self._quarantine = Quarantine(quarantine if isinstance(quarantine, str) else None, on=bool(quarantine))
         self._one_suspect = asyncio.Lock()
         self._headless: str | None = None
+        self._lost: str | None = None
+        # A cluster of others may start after this process, and so may its hosts.
+        self.engines_may_come = ray_address is not None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -201,27 +204,37 @@ class RayBackend(Backend):
                 self._watching.cancel()
                 await asyncio.gather(self._watching, return_exceptions=True)
                 self._watching = None
-            if deployment is not None:
+            # Of a cluster that is gone nothing can be stopped, and Ray would wait for it, or crash.
+            if deployment is not None and self._lost is None:
                 await asyncio.to_thread(_stop, deployment)
 
     async def _watch(self, deployment: Deployment) -> None:
         """Poll the cluster's head and the number of running replicas, for `unready()` and the counters."""
+        membership = await asyncio.to_thread(cluster.Membership)
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             problem = await asyncio.to_thread(cluster.head_problem)
             if problem != self._headless:
                 self._headless = problem
                 (log.info if problem is None else log.error)("ray_head", problem=problem)
-            # Without a head nobody knows, and the question would wait for an answer.
-            if problem is None:
-                self._alive = await asyncio.to_thread(deployment.running)
+            if problem is not None and self._address is not None:
+                # Without a head nobody knows, and the question would wait for an answer.
+                continue
+            # The head of a cluster of our own is started by nobody else.
+            self._lost = problem or await asyncio.to_thread(membership.lost)
+            if self._lost is not None:
+                return
+            self._alive = await asyncio.to_thread(deployment.running)
 
     def unready(self) -> str | None:
         if self._deployment is None:
             return "closed" if self._closed.is_set() else "not open"
-        if self._headless is not None:
-            return self._headless
+        if self._headless is not None or self._lost is not None:
+            return self._headless or self._lost
         return None if self._alive else "no replica is running; Ray is starting another"
+
+    def lost(self) -> str | None:
+        return self._lost
 
     def stats(self) -> Mapping[str, float]:
         return {
@@ -301,6 +314,9 @@ class RayBackend(Backend):
                     self._quarantine.killed(request, str(call.replica), suspect=suspect)
                     self._quarantine.refuse(request)
                 if self._closed.is_set() or attempt == ATTEMPTS - 1 or time.monotonic() > deadline:
+                    if isinstance(exc, EngineDeadError):
+                        # The replica's end, which Ray replaces, and not that of this process.
+                        raise BackendUnavailableError(str(exc), hint="Ray is starting another") from exc
                     raise
                 log.warning(
                     "replica_lost",

@@ -185,6 +185,42 @@ def head_problem() -> str | None:
     return None
 
 
+class Membership:
+    """This process's place in the cluster that it has joined. Made after `join`.
+
+    A head that starts without the tables of the one before it is the head of another cluster, at the same address: it
+    knows none of its processes, and Ray has no way to join it from a process that was in the first one.
+    """
+
+    def __init__(self) -> None:
+        self._address: str = require_ray().get_runtime_context().gcs_address
+        self._cluster = self._identifier()
+        # The one of this host that the process speaks to.
+        self._node: str = require_ray("ray._private.worker").global_worker.node.raylet_socket_name
+
+    def lost(self) -> str | None:
+        """Return why this process is in no cluster any more, or None; call it while the head answers."""
+        try:
+            with socket.socket(socket.AF_UNIX) as knock:
+                knock.settimeout(CONNECT_SECONDS)
+                knock.connect(self._node)
+        except OSError:
+            return "the Ray node of this host, which this process was connected to, has ended"
+        found = self._identifier()
+        if self._cluster and found and found != self._cluster:
+            return f"the Ray cluster at {self._address} is another one than before: its head has lost its tables"
+        return None
+
+    def _identifier(self) -> str:
+        """Return the cluster's id as its head tells it now; "" if it does not."""
+        try:
+            client = require_ray("ray._raylet").GcsClient(address=self._address)
+            return str(client.cluster_id.hex())
+        except Exception as exc:  # noqa: BLE001 - Ray raises what it likes, and a head may go at any moment
+            log.debug("ray_cluster_id", error=first_line(exc))
+            return ""
+
+
 def room(replicas: int, devices: str, cpus: float | None = None) -> Share:
     """Return the resources for each of `replicas` engines; `cpus`: cores of each, None for an even share. After `join`.
 
