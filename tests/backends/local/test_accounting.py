@@ -10,12 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qvl
 from qvl.backends.local.scheduling.kv_cache import Copy, KvCache, Part, Resize, Slot, capacities
-from qvl.backends.local.scheduling.prefix_cache import BLOCK, BlockHashes, Prefix, PrefixIndex
+from qvl.backends.local.scheduling.prefix_cache import (
+    BLOCK,
+    BlockHashes,
+    Prefix,
+    PrefixIndex,
+    common_blocks,
+    common_tokens,
+)
 from qvl.backends.local.scheduling.scheduler import Scheduler
 from qvl.backends.local.scheduling.sequence import Sequence, SequenceStatus
 from qvl.backends.local.scheduling.step import Step
@@ -265,6 +273,21 @@ def test_another_picture_or_another_place_is_another_prefix() -> None:
     assert len({plain[2], seen[2], other[2], moved[2]}) == 4
 
 
+@pytest.mark.parametrize(
+    ("other", "common"),
+    [([("a", 4, 62)], 70), ([("a", 4, 62), ("b", 67, 2)], 67), ([("b", 4, 62)], 4), ([], 4)],
+    ids=["the same", "one more", "another", "none"],
+)
+def test_equal_pictures_are_common_to_the_token(other: list[tuple[str, int, int]], common: int) -> None:
+    def shown(pictures: list[tuple[str, int, int]]) -> BlockHashes:
+        return BlockHashes([PreparedPicture(key, (8, 8), start, count) for key, start, count in pictures])
+
+    tokens = [5] * 70
+    one, two = shown([("a", 4, 62)]), shown(other)
+    blocks = common_blocks(one.extend(tokens), two.extend(tokens))
+    assert common_tokens(one, tokens, two, tokens, 70, blocks) == common
+
+
 def test_a_long_prompt_does_not_stall_running_answers() -> None:
     scheduler = scheduler_of(60_000, 20_000, 4, 64)
     memory = Memory()
@@ -439,17 +462,19 @@ def test_orders_of_a_question_share_its_text_behind_a_long_context_too() -> None
 
 
 def test_who_loses_the_row_that_held_its_picture_waits_for_the_picture() -> None:
-    # The picture ends behind a whole block, so only who asks the same question finds all of it.
-    def about(text: int, tail: int, arrival: int) -> Sequence:
-        tokens = [*[1] * 328, *range(text, text + 30), *range(tail, tail + 6)]
-        picture = PreparedPicture("a", (2, 2), 4, 324, cost=10.0)
-        prepared = PreparedRequest(tokens, np.zeros((3, len(tokens)), dtype=np.int64), 0, (picture,))
+    def about(*pictures: PreparedPicture, tail: int, arrival: int) -> Sequence:
+        shown = [1] * sum(picture.num_tokens for picture in pictures)
+        tokens = [*range(10, 310), *shown, *range(tail, tail + 9)]
+        prepared = PreparedRequest(tokens, np.zeros((3, len(tokens)), dtype=np.int64), 0, pictures)
         return Sequence(None, 0, prepared, SamplingParams(max_tokens=1), arrival, seed=0)
 
+    def picture() -> PreparedPicture:
+        return PreparedPicture("a", (8, 6), 300, 12, cost=10.0)
+
     scheduler = scheduler_of(20_000, 1000, 8, 4000, kept=4000)
-    first, other, same = about(1000, 2000, 0), about(3000, 4000, 1), about(1000, 5000, 2)
-    for seen in (first, other):
-        seen.prepared.pictures[0].features = object()
+    first, other = about(picture(), tail=1000, arrival=0), about(tail=2000, arrival=1)
+    same = about(picture(), tail=3000, arrival=2)
+    first.prepared.pictures[0].features = object()
     run_all(scheduler, [first])
     scheduler.add(other)
     scheduler.add(same)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qvl.types import Message, TextPart
-from tests.backends.local.requests import ask, run
+from tests.backends.local.requests import ask, run, run_together
 
 if TYPE_CHECKING:
     from tests.backends.local.conftest import Opener
@@ -44,6 +44,14 @@ def test_requests_that_arrive_together_compute_their_common_text_once(opened: Op
     cached = [one.usage.cached_tokens for one in together]
     assert sorted(tokens >= 128 for tokens in cached) == [False, True, True]
     assert backend.stats()["prefix_hit_tokens"] == sum(cached)
+
+
+def test_questions_about_one_picture_that_arrive_together_do_not_wait_for_each_other(opened: Opener) -> None:
+    backend = opened(max_num_seqs=16)
+    told = run_together(backend, *(ask(7, f"Is it {number}?", max_tokens=1) for number in range(12)))
+    assert backend.stats()["pictures_encoded"] == 1
+    assert backend.stats()["steps"] <= 2
+    assert sum(one.usage.cached_tokens >= 16 for one in told) == 11
 
 
 def test_what_another_salt_computed_is_not_reused(opened: Opener) -> None:

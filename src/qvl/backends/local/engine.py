@@ -56,6 +56,7 @@ class Engine:
     ) -> None:
         self.runner = runner
         self.scheduler = scheduler
+        scheduler.recall = runner.recall
         self.counters = Counters()
         self.forces = True  # for measurements: False has every token take a step
         self.mailbox = Mailbox(scheduler.waiting, max_queue)

@@ -21,7 +21,7 @@ from qvl.backends.local.model.vision import FeatureCache
 from qvl.backends.local.scheduling.kv_cache import Resize, ResizeStates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from collections.abc import Sequence as ListLike
 
     from numpy.typing import NDArray
@@ -112,11 +112,15 @@ class Runner:
                 raise
         return spent
 
-    def _missing(self, pictures: ListLike[PreparedPicture]) -> list[PreparedPicture]:
-        """Return the pictures without features, after a look into the cache for those not begun."""
+    def recall(self, pictures: Iterable[PreparedPicture]) -> None:
+        """Give the pictures whose encoding has not begun the features that are kept of them."""
         for picture in pictures:
             if picture.features is None and picture.encoding is None:
                 picture.features = self.features.get(picture.key, counted=False)
+
+    def _missing(self, pictures: ListLike[PreparedPicture]) -> list[PreparedPicture]:
+        """Return the pictures without features, none of which is kept."""
+        self.recall(pictures)
         return [picture for picture in pictures if picture.features is None]
 
     def _together(self, pictures: list[PreparedPicture], grain: float) -> list[PreparedPicture]:

@@ -11,9 +11,9 @@ import hashlib
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Final, Protocol
 
 from qvl.backends.local.scheduling.kv_cache import KvCache, Part, Slot
@@ -55,9 +55,9 @@ class BlockHashes:
             self.hashes.append(digest.digest())
         return self.hashes
 
-    def picture_from(self, token: int) -> int | None:
-        """Return where the first picture begins that reaches beyond `token`; None if no picture does."""
-        return min((picture.start for picture in self.pictures if picture.end > token), default=None)
+    def pictures_from(self, token: int) -> Iterator[tuple[int, str]]:
+        """Yield (where it begins, its key) of each picture that reaches beyond `token`."""
+        return ((picture.start, picture.key) for picture in self.pictures if picture.end > token)
 
 
 def common_blocks(one: Sequence[bytes], other: Sequence[bytes]) -> int:
@@ -73,10 +73,12 @@ def common_tokens(
     start = blocks * BLOCK
     if one.salt != other.salt:
         return 0
-    ends = [limit, start + BLOCK, len(tokens), len(others)]
+    end = min(limit, start + BLOCK, len(tokens), len(others))
     # Placeholders of different pictures are the same token.
-    ends += [begin for side in (one, other) if (begin := side.picture_from(start)) is not None]
-    end = min(ends)
+    for pair in zip_longest(one.pictures_from(start), other.pictures_from(start)):
+        if pair[0] != pair[1]:
+            end = min(end, *(picture[0] for picture in pair if picture is not None))
+            break
     return next((at for at in range(start, end) if tokens[at] != others[at]), max(start, end))
 
 

@@ -14,7 +14,7 @@ from collections import deque
 from itertools import islice
 from math import inf, sqrt
 from operator import attrgetter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from qvl.backends.local.scheduling.kv_cache import KvCache, Part, Slot
 from qvl.backends.local.scheduling.prefix_cache import BLOCK, PrefixIndex
@@ -24,6 +24,11 @@ from qvl.backends.local.scheduling.states import KeptState, SequenceStates
 from qvl.backends.local.scheduling.step import ScheduledPictures, ScheduledTokens, Step
 from qvl.backends.local.scheduling.step_budget import Remaining, StepBudget
 from qvl.backends.local.scheduling.step_costs import StepCosts, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from qvl.backends.local.text.processor import PreparedPicture
 
 # Answers are often short: room for this many tokens beyond the prompt avoids most moves to a larger row.
 HEADROOM: Final = 64
@@ -48,6 +53,9 @@ class Scheduler:
         key_cost: cost of attention to one earlier token, in units.
         draft_rows: steps that decode fewer tokens than these are filled up with guesses; 0 guesses nothing.
         shares: sequences can read each other's rows; else they copy what they have in common.
+
+    Attributes:
+        recall: gives pictures the features that are kept of them.
     """
 
     def __init__(
@@ -76,6 +84,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.sharing = PrefixSharing(kv, prefixes, shares=shares)
+        self.recall: Callable[[Iterable[PreparedPicture]], None] = lambda _: None
         self._key_cost = key_cost
         self._shrink = False
 
@@ -252,7 +261,10 @@ class Scheduler:
         """Return who may start as soon as there is a place, in order of arrival, with the units of missing pictures."""
         places = max(0, self.max_num_seqs - len(self.running)) + AHEAD
         ready = (sequence for sequence in self.waiting if not self._waits_for_prefix(sequence))
-        return [(sequence, self._pending(sequence)) for sequence in islice(ready, places)]
+        candidates = list(islice(ready, places))
+        for sequence in candidates:
+            self.recall(sequence.prepared.pictures)
+        return [(sequence, self._pending(sequence)) for sequence in candidates]
 
     def _remaining(self, step: Step, candidates: list[tuple[Sequence, float]]) -> Remaining:
         costs = self.budget.costs
