@@ -235,7 +235,7 @@ def _serve(
             core.worker_metrics = WorkerMetrics(worker.folder, worker.number, core.metrics.registry)
             core.readiness.replaces = not worker.first
             # Where there are others: alone it answers probes from the first moment on.
-            server.settle_first = not worker.first and worker.count > 1
+            server.settle_first = worker.count > 1 and not speaks
         if speaks:
             server.when_settled = settled
 

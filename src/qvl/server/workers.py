@@ -36,8 +36,8 @@ log = logger("qvl.server")
 class ServerWorker:
     """One server process of several: its number from 0, and what the supervisor handed to it.
 
-    `folder` is where the workers' metrics are. `first` is False for one that replaces another: it accepts connections
-    only when it can answer them.
+    `folder` is where the workers' metrics are. `first` is False for one that replaces another. All but the very first
+    accept connections only when they can answer them.
     """
 
     number: int

@@ -119,6 +119,40 @@ def test_it_is_bounded_and_ends_by_itself(tmp_path: Path) -> None:
     assert len(held) == 0
 
 
+OTHER = """
+import sys, time
+from qvl.backends.quarantine import Quarantine
+from tests.backends.openai.test_quarantine import about
+held = Quarantine(sys.argv[1])
+held.killed(about("red"), "a", suspect=False)
+assert held.begin("b")
+print("there", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes share no locks there")
+def test_processes_of_a_host_suspect_together_and_try_one_suspect_at_a_time(tmp_path: Path) -> None:
+    """Else the picture of one would be blamed for an engine that died of a picture of the other."""
+    file = tmp_path / "held.json"
+    held = Quarantine(file)
+    assert not held.suspects(about("red"))
+    with subprocess.Popen([sys.executable, "-c", OTHER, str(file)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "there\n"
+        assert held.suspects(about("red"))
+        assert not held.begin("b")
+        assert held.begin("c")
+        other.kill()
+    # Its end frees what it held.
+    assert held.begin("b")
+    assert not held.begin("b")
+    held.tried("b")
+    assert held.begin("b")
+    held.cleared(about("red"))
+    assert not Quarantine(file).suspects(about("red"))
+
+
 def sampled(request: ChatRequest, **fields: object) -> ChatRequest:
     return request.replace(sampling=replace(request.sampling, **fields))
 

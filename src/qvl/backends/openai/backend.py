@@ -250,13 +250,15 @@ class OpenAIBackend(Backend):
         begun = False
         cut: Failed | None = None
         attempts, rounds = Attempts(), 0
+        taken: set[str] = set()
         while True:
             queued = time.monotonic()
             suspect = quarantine.suspects(request)
-            exclude = attempts.exclude | quarantine.trying if suspect else attempts.exclude
+            exclude = attempts.exclude | quarantine.trying | taken if suspect else attempts.exclude
             ticket = await self._pool.acquire(cost=cost, key=key, exclude=exclude, until=deadline)
             if ticket is None:
-                if suspect and await quarantine.one_was_tried(deadline):
+                if suspect and await quarantine.one_was_tried(deadline, elsewhere=bool(taken)):
+                    taken.clear()
                     continue
                 try:
                     await self._next_round(attempts, rounds, deadline)
@@ -268,16 +270,15 @@ class OpenAIBackend(Backend):
                 rounds += 1
                 continue
             name = ticket.member.name
-            if suspect and name in quarantine.trying:
-                # It was free when the wait for a ticket began.
+            if suspect and not quarantine.begin(name):
+                # It was free when the wait for a ticket began, or is not for another process.
                 ticket.release()
+                taken.add(name)
                 continue
             if attempts.failures:
                 self._counts["failovers" if name not in attempts.failures else "retries"] += 1
             waited = time.monotonic() - queued
             answering = False
-            if suspect:
-                quarantine.trying.add(name)
             try:
                 async with aclosing(self._attempt(ticket, request, deadline)) as chunks:
                     async for chunk in chunks:

@@ -20,7 +20,14 @@ from qvl.backends.base import CUT_OFF, Backend, Capabilities, began
 from qvl.backends.quarantine import Quarantine
 from qvl.backends.ray import cluster
 from qvl.backends.resume import Continuation, Diverged
-from qvl.errors import BackendError, BackendUnavailableError, ConfigError, EngineDeadError, QvlError
+from qvl.errors import (
+    BackendError,
+    BackendTimeoutError,
+    BackendUnavailableError,
+    ConfigError,
+    EngineDeadError,
+    QvlError,
+)
 from qvl.log import logger
 from qvl.media.gate import hash_pictures
 from qvl.media.video_parts import without_files
@@ -117,7 +124,6 @@ class RayBackend(Backend):
         self._running = 0
         self._counts = dict.fromkeys(("requests", "moved", "failures"), 0)
         self._quarantine = Quarantine(quarantine if isinstance(quarantine, str) else None, on=bool(quarantine))
-        self._one_suspect = asyncio.Lock()
         self._headless: str | None = None
         self._lost: str | None = None
         # A cluster of others may start after this process, and so may its hosts.
@@ -292,7 +298,7 @@ class RayBackend(Backend):
                 await asyncio.sleep(min(FIRST_PAUSE * 2 ** (attempt - 1), 5.0))
             # Alone among its kind, so that one that kills this replica too is known for certain.
             suspect = self._quarantine.suspects(request)
-            turn = self._one_suspect if suspect else contextlib.nullcontext()
+            turn = self._alone(deadline) if suspect else contextlib.nullcontext()
             await turn.__aenter__()
             call = deployment.call(key, frozenset(lost), request)
             try:
@@ -330,6 +336,17 @@ class RayBackend(Backend):
             finally:
                 call.end()
                 await turn.__aexit__(None, None, None)
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, deadline: float) -> AsyncGenerator[None, None]:
+        """The only suspect at the replicas, whichever of them it will be, of all processes with this quarantine."""
+        while not self._quarantine.begin(""):
+            if not await self._quarantine.one_was_tried(deadline, elsewhere=True):
+                raise BackendTimeoutError("other pictures that were there when a replica died are tried first")
+        try:
+            yield
+        finally:
+            self._quarantine.tried("")
 
 
 def _stop(deployment: Deployment) -> None:
