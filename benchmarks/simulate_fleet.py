@@ -1,11 +1,12 @@
 """Simulates qvl's pool in front of 8, 64 and 512 engines: affinity, hits of the engines' picture caches, fail-over.
 
-    python benchmarks/simulate_fleet.py [--engines 8 64 512] [--times FILE]
+    python benchmarks/simulate_fleet.py --measure FILE [--model MODEL]
+    python benchmarks/simulate_fleet.py --times FILE [--engines 8 64 512]
 
 The pool is the real one (`qvl.backends.openai.pool`), on a clock that is moved; the engines are queues with service
-times. `--times` is JSON with `encode`, `prefill` and `decode`, in seconds for a request: of its picture, of its text,
-of its answer, as measured on your own device. Without it they are measured now, with the bundled model on this
-processor. Engines batch: one that answers n requests takes 1 + (n - 1) * `--slope` times as long for each.
+times. `--measure` writes them, as this model has them on this device: `encode`, `prefill` and `decode`, in seconds for
+a request, of its picture, of its text, of its answer; and `slope`: engines batch, and one that answers n requests takes
+1 + (n - 1) * slope times as long for each. With the same times the same figures follow, but for the last column.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import statistics
 import tempfile
 import time
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from qvl.backends.openai.failures import down
@@ -62,13 +65,13 @@ class Report:
     choosing: float = 0.0
 
 
-def measured() -> dict[str, float]:
-    """Service times of the bundled model on this processor: medians of eight pictures."""
+def measured(model: str | None) -> dict[str, float]:
+    """Service times of a model on this device: medians of eight pictures, alone and eight at once."""
     from qvl import Pipeline
     from qvl.tiny.render import main as render
 
-    with tempfile.TemporaryDirectory() as folder, Pipeline(cache="off") as pipe:
-        render([folder, "--n", "8", "--seed", "3"])
+    with tempfile.TemporaryDirectory() as folder, Pipeline(model, cache="off") as pipe:
+        render([folder, "--n", str(SLOTS + 1), "--seed", "3"])
         pictures = sorted(path for path in Path(folder).rglob("*") if path.suffix in (".png", ".jpg", ".webp"))
 
         def timed(question: str, tokens: int) -> float:
@@ -79,12 +82,24 @@ def measured() -> dict[str, float]:
                 seconds.append(time.perf_counter() - began)
             return statistics.median(seconds)
 
+        # The first answer of a process is slower than any other.
+        pipe.ask(pictures[0], "Is it red?", max_tokens=24)
+        pictures = pictures[1:]
         new, known = timed("What is it?", 1), timed("Which colour is it?", 1)
         answer = timed("Describe it.", 24)
-    return {"encode": max(0.0, new - known), "prefill": known, "decode": max(0.0, answer - known)}
+        together = []
+        for turn in range(3):
+            with ThreadPoolExecutor(SLOTS) as pool:
+                began = time.perf_counter()
+                questions = [f"Describe it. {turn} {number}" for number in range(SLOTS)]
+                list(pool.map(partial(pipe.ask, max_tokens=24), pictures, questions))
+                together.append(time.perf_counter() - began)
+    slope = (statistics.median(together) / answer - 1) / (SLOTS - 1)
+    times = {"encode": new - known, "prefill": known, "decode": answer - known, "slope": slope}
+    return {name: round(max(0.0, seconds), 4) for name, seconds in times.items()}
 
 
-async def simulate(count: int, policy: str, times: dict[str, float], slope: float, seed: int = 1) -> Report:
+async def simulate(count: int, policy: str, times: dict[str, float], seed: int = 1) -> Report:
     """Run one fleet; return the report."""
     rng = random.Random(seed)
     now = 0.0
@@ -94,6 +109,7 @@ async def simulate(count: int, policy: str, times: dict[str, float], slope: floa
         clock=lambda: now,
         rng=rng,
     )
+    slope = times["slope"]
     alone = times["prefill"] + times["decode"]
     rate = LOAD * count * SLOTS / ((alone + times["encode"]) * (1 + (SLOTS - 1) * slope))
     weights = list(itertools.accumulate((place + 1) ** -SKEW for place in range(PICTURES * count)))
@@ -172,16 +188,21 @@ def _failed(ticket: Ticket[Engine]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--engines", type=int, nargs="*", default=[8, 64, 512])
-    parser.add_argument("--times", type=Path, help="JSON: encode, prefill and decode, in seconds")
-    parser.add_argument("--slope", type=float, default=0.15, help="how much slower a request is beside each other one")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--times", type=Path, help="what --measure wrote")
+    what.add_argument("--measure", type=Path, help="measure, and write it here")
+    parser.add_argument("--model", help="whose times are measured; the bundled one by default")
     arguments = parser.parse_args()
-    times = json.loads(arguments.times.read_text()) if arguments.times else measured()
+    if arguments.measure:
+        arguments.measure.write_text(json.dumps(measured(arguments.model), indent=1) + "\n")
+        return
+    times = json.loads(arguments.times.read_text())
     print(f"service times of one request, in seconds: {times}; {SLOTS} at a time at a load of {LOAD:.0%}")
     print("| engines | policy | picture hits | p50 s | p99 s | most at one engine | repeated | lost | us a choice |")
     print("|---|---|---|---|---|---|---|---|---|")
     for count in arguments.engines:
         for policy in ("round_robin", "least_outstanding", "affinity"):
-            report = asyncio.run(simulate(count, policy, times, arguments.slope))
+            report = asyncio.run(simulate(count, policy, times))
             rank = statistics.quantiles(report.times, n=100)
             answered = len(report.times)
             figures = f"{report.hits / max(1, report.asked):.0%} | {rank[49]:.2f} | {rank[98]:.2f} | {report.busiest}"

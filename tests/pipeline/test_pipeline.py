@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from qvl import AsyncPipeline, Pipeline
+from qvl.backends.base import Capabilities
 from qvl.caches.memory import MemoryCache
 from qvl.errors import (
     AnalysisError,
@@ -220,6 +222,23 @@ def test_analyze_is_typed_confident_and_cached(picture: Image.Image) -> None:
     assert (first.result.cache, again.result.cache) == ("miss", "hit")
     assert again.value == value
     assert len(backend.requests) == 1
+
+
+def test_what_shapes_any_request_shapes_an_analysis_too(picture: Image.Image) -> None:
+    """Types offer them, so each is honoured: a salt keeps answers apart, and the backend is told the rest."""
+
+    class Obliging(TalkingBackend):
+        @property
+        def capabilities(self) -> Capabilities:
+            return replace(super().capabilities, fields=frozenset({"priority", "chat_template_kwargs"}))
+
+    backend = Obliging(reply=answering(answer_json()))
+    with Pipeline(backend=backend, cache="memory:") as pipe:
+        for salt in ("a", "a", "b"):
+            pipe.analyze(picture, cache_salt=salt, priority=-3, chat_template_kwargs={"add_vision_id": True})
+    assert [request.cache_salt for request in backend.requests] == ["a", "b"]
+    assert {request.priority for request in backend.requests} == {-3}
+    assert {tuple(request.chat_template_kwargs.items()) for request in backend.requests} == {(("add_vision_id", True),)}
 
 
 def test_two_languages_are_two_entries(picture: Image.Image) -> None:

@@ -358,6 +358,22 @@ def test_variables_reach_the_template(thinking: Running) -> None:
     assert numbered.usage.prompt_tokens > plain
 
 
+@pytest.mark.parametrize(("path", "more"), [("/v1/analyze", {}), ("/v1/locate", {"targets": ["the brand"]})])
+def test_variables_reach_the_template_of_a_task_too(thinking: Running, path: str, more: dict[str, Any]) -> None:
+    body = {"image": data_url("red", (64, 64)), "max_tokens": 64, **more}
+    # A template without a switch of its own is told all the same.
+    variables = {"enable_thinking": False}
+    plain = thinking.post(path, {**body, "chat_template_kwargs": variables})
+    assert plain.status_code == 200, plain.text
+    numbered = thinking.post(path, {**body, "chat_template_kwargs": {**variables, "add_vision_id": True}})
+    assert numbered.json()["usage"]["prompt_tokens"] > plain.json()["usage"]["prompt_tokens"]
+    bad = thinking.post(path, {**body, "chat_template_kwargs": {"messages": []}})
+    assert (bad.status_code, bad.json()["error"]["param"]) == (400, "chat_template_kwargs.messages")
+    salted = [thinking.post(path, {**body, "chat_template_kwargs": variables, "cache_salt": salt}) for salt in "aab"]
+    assert [answer.headers["x-qvl-cache"] for answer in salted] == ["miss", "hit", "miss"]
+    assert thinking.post(path, {**body, "priority": "high"}).json()["error"]["param"] == "priority"
+
+
 def test_tokens_of_the_thought_are_counted(thinking: Running) -> None:
     """They are those before the mark that ends it, whichever route tells them."""
     mark = thinking.post("/tokenize", {"prompt": "</think>"}).json()["tokens"]

@@ -271,6 +271,8 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
             request_id=self._request_id,
             extra=self._extra,
             adapter=self._adapter,
+            cache_salt=self._params.get("cache_salt", ""),
+            priority=self._params.get("priority", 0),
             **self._prompt,
         )
 

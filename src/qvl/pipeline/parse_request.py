@@ -48,7 +48,7 @@ MEDIA_FIELDS: Final = ("fps", "num_frames")
 # Parameters of an analysis that are not SamplingParams.
 OF_REQUEST: Final = frozenset(
     {"request_id", "extra", "max_pixels", "min_pixels", "video", "pages", "language", "cache", "evidence", "abstain"}
-    | {"calibrated", "adapter", "chat_template_kwargs", "reasoning_effort"}
+    | {"calibrated", "adapter", "chat_template_kwargs", "reasoning_effort", "cache_salt", "priority"}
 )
 SAMPLING_NAMES: Final = SamplingParams.names()
 GREEDY: Final = SamplingParams()

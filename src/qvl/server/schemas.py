@@ -157,6 +157,15 @@ class StreamOptions(BaseModel):
     include_obfuscation: Literal[False] | None = None
 
 
+CacheSalt = Annotated[
+    str | None,
+    Field(
+        min_length=1, max_length=256, description="Requests of one key with the same salt share answers and prefixes."
+    ),
+]
+Priority = Annotated[int | None, Field(ge=-(2**31), le=2**31, description="Of waiting requests the least comes first.")]
+
+
 class QuestionFields(BaseModel):
     """The fields of every generation request besides its sampling parameters."""
 
@@ -173,13 +182,8 @@ class QuestionFields(BaseModel):
     store: Literal[False] | None = None
     max_pixels: int | None = Field(None, ge=1024, description="The most pixels of each picture.")
     min_pixels: int | None = Field(None, ge=1, description="Pictures with fewer pixels are upscaled.")
-    cache_salt: str | None = Field(
-        None,
-        min_length=1,
-        max_length=256,
-        description="Requests of one key with the same salt share answers and prefixes.",
-    )
-    priority: int | None = Field(None, ge=-(2**31), le=2**31, description="Of waiting requests the least comes first.")
+    cache_salt: CacheSalt = None
+    priority: Priority = None
     request_id: str | None = Field(
         None, pattern=r"^[A-Za-z0-9._:+/=@-]{1,128}$", description="Part of the answer's id, and its X-Request-Id."
     )
@@ -331,24 +335,32 @@ class DetokenizeRequest(BaseModel):
     tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKENS, fail_fast=True)]
 
 
-class LocateRequest(BaseModel):
+class TaskFields(BaseModel):
+    """The fields that all requests have whose question the pipeline writes."""
+
+    model: str | None = None
+    pages: str | int | None = Field(None, description="Pages of PDFs, as 1-3,7.")
+    max_pixels: int | None = Field(None, ge=1024)
+    min_pixels: int | None = Field(None, ge=1)
+    max_tokens: Annotated[int | None, parameter_field("max_tokens")] = None
+    seed: Annotated[int | None, parameter_field("seed")] = None
+    chat_template_kwargs: JsonObject | None = Field(None, description="Variables of the model's chat template.")
+    cache_salt: CacheSalt = None
+    priority: Priority = None
+
+
+class LocateRequest(TaskFields):
     """`POST /v1/locate`: where on a picture something is."""
 
     model_config = STRICT | ConfigDict(json_schema_extra={"examples": [{"image": PIXEL, "targets": ["the brand"]}]})
 
-    model: str | None = None
     image: str = Field(description="An http(s) or data: URL, of a picture or a PDF page.")
     targets: str | list[str] = Field(description="What to locate: one text, or up to 100, in one request.")
     points: bool = Field(False, description="A point on each instead of a box around it.")
     overlay: OverlayForm | None = Field(None, description="The picture with everything drawn on it, as a data: URL.")
-    max_tokens: Annotated[int | None, parameter_field("max_tokens")] = None
-    pages: str | int | None = Field(None, description="Pages of PDFs, as 1-3,7.")
-    max_pixels: int | None = Field(None, ge=1024)
-    min_pixels: int | None = Field(None, ge=1)
-    seed: Annotated[int | None, parameter_field("seed")] = None
 
 
-class AnalyzeRequest(BaseModel):
+class AnalyzeRequest(TaskFields):
     """`POST /v1/analyze`: one product, shown on one or several pictures."""
 
     model_config = ConfigDict(
@@ -359,7 +371,6 @@ class AnalyzeRequest(BaseModel):
         json_schema_extra={"examples": [{"image": PIXEL, "language": "en"}]},
     )
 
-    model: str | None = None
     image: str | None = Field(None, description="An http(s) or data: URL, of a picture or a PDF.")
     images: Annotated[list[str], Field(max_length=MAX_IMAGES, fail_fast=True)] | None = Field(
         None, min_length=1, description="Several pictures of the same product."
@@ -373,9 +384,4 @@ class AnalyzeRequest(BaseModel):
     abstain: Annotated[float, Field(ge=0, le=1)] | dict[str, Annotated[float, Field(ge=0, le=1)]] | None = Field(
         None, description="The least calibrated confidence at which a field is told, of all or by name."
     )
-    max_tokens: Annotated[int | None, parameter_field("max_tokens")] = None
-    pages: str | int | None = Field(None, description="Pages of PDFs, as 1-3,7.")
-    max_pixels: int | None = Field(None, ge=1024)
-    min_pixels: int | None = Field(None, ge=1)
-    seed: Annotated[int | None, parameter_field("seed")] = None
     temperature: Annotated[float | None, parameter_field("temperature")] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import parse_qs
 
 from pydantic import BaseModel, ValidationError
@@ -20,7 +20,7 @@ from qvl.server.answers import Analysis
 from qvl.server.errors import from_validation
 from qvl.server.openai_format import usage_of
 from qvl.server.request_body import OF_MEDIA
-from qvl.server.routes.locate import overlay_url
+from qvl.server.routes.locate import overlay_url, task_params
 from qvl.server.schemas import AnalyzeRequest
 from qvl.server.serving import ServedRequest, cache_policy, validated
 from qvl.types import ChatRequest, JsonMapping, Message
@@ -84,16 +84,9 @@ async def _analyze(
     exchange: Exchange, body: AnalyzeRequest, sources: Sequence[str | bytes], schema: type[BaseModel], language: str
 ) -> AnalysisResult[object]:
     core = exchange.core
-    params: AnalyzeParams = {
-        "request_id": exchange.request_id,
-        "adapter": core.adapter_of(core.served(body.model)),
-        "pages": body.pages,
-        "max_pixels": body.max_pixels,
-        "min_pixels": body.min_pixels,
-        "seed": body.seed,
-        "temperature": body.temperature,
-        "evidence": body.evidence,
-    }
+    params = cast("AnalyzeParams", task_params(exchange, body))
+    params["temperature"] = body.temperature
+    params["evidence"] = body.evidence
     if body.max_tokens is not None:
         params["max_tokens"] = body.max_tokens
     if body.abstain is not None:

@@ -14,7 +14,7 @@ from qvl.ids import new_id
 from qvl.pipeline.locate_call import LocateCall
 from qvl.server.answers import Count, TokenUsage
 from qvl.server.openai_format import usage_of
-from qvl.server.schemas import LocateRequest
+from qvl.server.schemas import LocateRequest, TaskFields
 from qvl.server.serving import ServedRequest, cache_policy, validated
 from qvl.types import ChatRequest, JsonObject, Message
 
@@ -67,17 +67,24 @@ async def locate(exchange: Exchange) -> None:
     await exchange.respond_json(answer, headers)
 
 
-async def _locate(exchange: Exchange, body: LocateRequest) -> Locations:
-    core = exchange.core
-    params: LocateParams = {
+def task_params(exchange: Exchange, body: TaskFields) -> LocateParams:
+    """Return what `body` has in common with other tasks of the pipeline, in their names; the length is each one's."""
+    return {
         "request_id": exchange.request_id,
-        "adapter": core.adapter_of(core.served(body.model)),
-        "max_tokens": body.max_tokens,
+        "adapter": exchange.core.adapter_of(exchange.core.served(body.model)),
         "pages": body.pages,
         "max_pixels": body.max_pixels,
         "min_pixels": body.min_pixels,
         "seed": body.seed,
+        "chat_template_kwargs": body.chat_template_kwargs,
+        "cache_salt": body.cache_salt or "",
+        "priority": body.priority or 0,
     }
+
+
+async def _locate(exchange: Exchange, body: LocateRequest) -> Locations:
+    core = exchange.core
+    params: LocateParams = {**task_params(exchange, body), "max_tokens": body.max_tokens}
     try:
         call = LocateCall(
             body.image,
