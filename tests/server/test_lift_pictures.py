@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import json
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ import pytest
 from PIL import Image
 
 from qvl.backends.openai.backend import OpenAIBackend
+from qvl.server.exchange import WATCH_SECONDS, Exchange
 from qvl.server.lift_pictures import LONG, lift
-from tests.scripted_endpoint import ScriptedEndpoint
+from tests.scripted_endpoint import Echo, ScriptedEndpoint
 from tests.server.conftest import Running, start
 from tests.server.processes import CHAT
+from tests.server.test_load import until
 
 MiB = 2**20
 
@@ -69,6 +72,20 @@ def test_pictures_are_passed_on_as_they_came(front: Running, upstream: ScriptedE
     urls = [f"data:image/jpeg;base64,{JPEG}", f"data:image/png;base64,{PNG}", f"data:image/jpeg;base64,{JPEG}"]
     parts = sent(front, upstream, user(TEXT, *map(image, urls)))
     assert [part["image_url"]["url"] for part in parts[1:]] == urls
+
+
+@pytest.mark.parametrize("pause", [0.0, 2 * WATCH_SECONDS], ids=["at once", "while the client is watched"])
+def test_a_body_is_let_go_with_its_answer(front: Running, upstream: ScriptedEndpoint, pause: float) -> None:
+    upstream.say(Echo(pause=pause))
+    gc.collect()
+    gc.disable()
+    try:
+        # The first of them opens the connection on which the others are sent.
+        for _ in range(3):
+            sent(front, upstream, user(TEXT, image(f"data:image/jpeg;base64,{JPEG}")))
+        until(lambda: not any(isinstance(one, Exchange) for one in gc.get_objects()))
+    finally:
+        gc.enable()
 
 
 def test_one_larger_than_a_loop_decodes_is_passed_on_as_well(front: Running, upstream: ScriptedEndpoint) -> None:

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Mapping
+from contextvars import Context
 from time import monotonic, perf_counter
 from typing import Final, cast
 from urllib.parse import urlsplit
@@ -242,7 +243,8 @@ class Pool:
         allowed = (
             self.connect_timeout if deadline is None else min(self.connect_timeout, max(0.0, deadline - monotonic()))
         )
-        dialing = asyncio.get_running_loop().create_task(self._dial())
+        # It outlives this request, and would keep all that is in its context.
+        dialing = asyncio.get_running_loop().create_task(self._dial(), context=Context())
         self._dialing.add(dialing)
         taken = False
         try:

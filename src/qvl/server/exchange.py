@@ -241,7 +241,9 @@ class Exchange:
                     self.core.under_way.discard(limit)
                     watching.cancel()
                     if self._watcher is not None:
+                        # What was cancelled keeps its frame, which has this exchange and with it the body.
                         self._watcher.cancel()
+                        self._watcher = None
         except TimeoutError:
             if not limit.expired():
                 raise

@@ -11,6 +11,7 @@ import ssl
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -132,7 +133,9 @@ class GuardedProtocol(_Protocol):
             raise ValueError(self._refusal)
         super().on_headers_complete()
         if self._intake is not None:
-            self.scope["extensions"] = {READ_BODY: {"read": partial(self._intake.read_body, self.cycle)}}
+            # The cycle has the scope, and with it a reference to itself.
+            read = partial(self._intake.read_body, weakref.proxy(self.cycle))
+            self.scope["extensions"] = {READ_BODY: {"read": read}}
         if self.scope["http_version"] == "1.0":
             self.cycle.waiting_for_100_continue = False
             self.cycle.chunked_encoding = False
