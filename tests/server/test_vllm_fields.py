@@ -203,6 +203,28 @@ def test_rules_about_tokens_hold(local: Running) -> None:
     assert refused(local, extra={"allowed_token_ids": [300]}, response_format=form) == "allowed_token_ids"
 
 
+def test_each_sampling_field_shapes_the_answer_as_it_says(local: Running) -> None:
+    """Against the same request without it, so that none can be dropped on the way from the client to the engine."""
+
+    def ids(**extra: Any) -> list[int]:
+        answer = chat(local, extra={"return_token_ids": True, "ignore_eos": True, **extra}, max_tokens=16)
+        return list(told(answer.choices[0], "token_ids"))
+
+    greedy = ids()
+    hot = {"temperature": 2.0, "seed": 5}
+    assert ids(**hot) == ids(**hot) != greedy
+    assert ids(**hot) != ids(**{**hot, "seed": 6})
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+        assert ids(**hot, **narrow) == greedy
+    for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
+        assert ids(**hot, **{name: 2.0}) != ids(**hot), name
+    assert ids(stop_token_ids=[greedy[2]])[-1] == greedy[2]
+    assert len(ids(stop_token_ids=[greedy[2]])) == greedy.index(greedy[2]) + 1
+    assert len(ids(ignore_eos=False)) < len(greedy)
+    assert ids(bad_words=["picture"]) != greedy
+    assert len(chat(local, extra=hot, n=3, max_tokens=4).choices) == 3
+
+
 def test_what_is_shown_of_the_end(local: Running) -> None:
     plain = chat(local).choices[0].message.content
     stop = plain[3:6]
@@ -215,7 +237,9 @@ def test_what_is_shown_of_the_end(local: Running) -> None:
 
 def test_logprobs_of_named_tokens(local: Running) -> None:
     answer = chat(local, logprobs=True, extra={"logprob_token_ids": [300, 301, 302]}, max_tokens=2)
-    assert all(len(token.top_logprobs) == 3 for token in answer.choices[0].logprobs.content)
+    named = {local.post("/detokenize", {"tokens": [token]}).json()["prompt"] for token in (300, 301, 302)}
+    for token in answer.choices[0].logprobs.content:
+        assert {other.token for other in token.top_logprobs} == named
     assert refused(local, extra={"logprob_token_ids": [300]}) == "logprob_token_ids"
 
 
@@ -231,7 +255,9 @@ def test_an_assistants_turn_goes_on(local: Running) -> None:
 
 
 def test_only_the_end_of_a_long_prompt(local: Running) -> None:
-    assert chat(local, extra={"truncate_prompt_tokens": 8}, max_tokens=2).usage.prompt_tokens == 8
+    whole = told(chat(local, extra={"return_token_ids": True}, max_tokens=2), "prompt_token_ids")
+    cut = chat(local, extra={"truncate_prompt_tokens": 8, "return_token_ids": True}, max_tokens=2)
+    assert (told(cut, "prompt_token_ids"), cut.usage.prompt_tokens) == (whole[-8:], 8)
     parts = [{"type": "image_url", "image_url": {"url": data_url("red", (64, 64))}}, {"type": "text", "text": "What?"}]
     shown = [{"role": "user", "content": parts}]
     size = chat(local, shown, max_tokens=2).usage.prompt_tokens
@@ -318,6 +344,10 @@ def test_a_template_that_opens_the_thought(thinking: Running) -> None:
     hidden = chat(thinking, extra={**budget, "include_reasoning": False}, max_tokens=24).choices[0].message
     assert told(hidden, "reasoning") is None
     assert hidden.content == message.content
+    events = list(chat(thinking, extra={**budget, "include_reasoning": False}, max_tokens=24, stream=True))
+    deltas = [event.choices[0].delta for event in events if event.choices]
+    assert not any(told(delta, name) for delta in deltas for name in ("reasoning", "reasoning_content"))
+    assert "".join(delta.content or "" for delta in deltas) == message.content
 
 
 def test_reasoning_is_an_item_of_a_response(thinking: Running) -> None:
@@ -334,6 +364,16 @@ def test_thinking_is_switched_off_where_the_template_has_no_switch(thinking: Run
         message = chat(thinking, max_tokens=8, **fields).choices[0].message
         assert told(message, "reasoning_content") is None
         assert message.content
+
+
+def test_a_budget_is_a_bound_of_the_thought(thinking: Running) -> None:
+    def thought(**extra: Any) -> int:
+        answer = chat(thinking, extra={"ignore_eos": True, **extra}, max_tokens=40)
+        return int(answer.usage.completion_tokens_details.reasoning_tokens)
+
+    two, nine = thought(thinking_token_budget=2), thought(thinking_token_budget=9)
+    assert 0 < two < nine < thought()
+    assert refused(thinking, extra={"thinking_token_budget": -1}) == "thinking_token_budget"
 
 
 def test_an_effort_is_a_bound_of_the_thought(thinking: Running) -> None:

@@ -25,6 +25,7 @@ from tests.scripted_endpoint import Echo, ScriptedEndpoint
 from tests.server.conftest import question
 from tests.server.processes import CHAT, Process, launch, remote
 
+LINE = {"custom_id": "one", "method": "POST", "url": CHAT, "body": {"model": "echo", **question("batched")}}
 linux = pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked")
 
 
@@ -238,6 +239,47 @@ def test_a_drain_reaches_every_worker_and_loses_no_answer(run, endpoint: Scripte
 
     assert {status for status, _, _ in asyncio.run(load())} == {200}
     assert process.ended(30) == 0
+
+
+@linux
+@pytest.mark.slow
+def test_what_one_worker_keeps_every_worker_knows(run, endpoint: ScriptedEndpoint, tmp_path: Path) -> None:
+    """Responses, what clients carry for the server, files and batches; each request on a connection of its own."""
+    cache = f"sqlite:///{tmp_path / 'answers.db'}"
+    folder = ("--cache", cache, "--batch-dir", str(tmp_path / "batches"))
+    process = run(*remote(endpoint), *folder, "--workers", "2", "--api-key", "k").wait_ready()
+    until(lambda: len(children(process)) == 2)
+
+    def call(method: str, path: str, **more: object) -> httpx.Response:
+        headers = {"Authorization": "Bearer k"}
+        # Times out late: writers of the store wait for each other.
+        return httpx.request(method, process.address + path, headers=headers, timeout=60, trust_env=False, **more)
+
+    def served_by() -> set[str]:
+        return {call("GET", "/health").headers["x-request-id"].rpartition("-")[2][:16] for _ in range(24)}
+
+    assert len(served_by()) == 2
+    ask = {"model": "echo", "input": "the first"}
+    first = call("POST", "/v1/responses", json=ask).json()["id"]
+    for number in range(12):
+        assert call("GET", f"/v1/responses/{first}").status_code == 200
+        following = {**ask, "input": f"and {number}", "previous_response_id": first}
+        assert call("POST", "/v1/responses", json=following).status_code == 200
+    turns = [len(received.body["messages"]) for received in endpoint.chats]
+    assert turns == [1] + [3] * 12
+    form = {"files": {"file": ("in.jsonl", json.dumps(LINE) + "\n")}, "data": {"purpose": "batch"}}
+    sent = call("POST", "/v1/files", **form).json()["id"]
+    begun = {"input_file_id": sent, "endpoint": CHAT, "completion_window": "24h"}
+    batch = call("POST", "/v1/batches", json=begun).json()["id"]
+    until(lambda: call("GET", f"/v1/batches/{batch}").json()["status"] == "completed")
+    output = call("GET", f"/v1/batches/{batch}").json()["output_file_id"]
+    assert {call("GET", f"/v1/files/{output}/content").text.count("\n") for _ in range(12)} == {1}
+    assert call("DELETE", f"/v1/responses/{first}").status_code == 200
+    assert call("DELETE", f"/v1/files/{sent}").status_code == 200
+    assert {call("GET", f"/v1/responses/{first}").status_code for _ in range(12)} == {404}
+    assert {call("GET", f"/v1/files/{sent}").status_code for _ in range(12)} == {404}
+    # A line is asked once, whichever worker took the batch.
+    assert len(endpoint.chats) == 14
 
 
 @linux
