@@ -131,6 +131,16 @@ def test_a_box_alone_or_a_list_of_them_is_a_schema() -> None:
     assert [item.label for item in several.shapes] == ["0", "1"]
 
 
+def test_of_a_box_or_a_point_the_numbers_tell_which() -> None:
+    class Either(BaseModel):
+        at: Box | Point | str
+
+    backend = talking({"at": RAW}, {"at": [500, 250]}, {"at": "behind it"})
+    with Pipeline(backend=backend, cache="off") as pipe:
+        found = [pipe.analyze(square(), schema=Either).at for _ in range(3)]
+    assert found == [WHERE, Point(32, 16, 64, 64), "behind it"]
+
+
 def test_a_box_that_a_schema_needs_is_asked_for_again() -> None:
     outside, right = {"name": "lid", "where": [1500, 0, 1600, 9]}, {"name": "lid", "where": RAW}
     backend = talking(outside, right, outside, outside)

@@ -52,6 +52,10 @@ ANSWERS = {
     "malformed": "[{'bbox_2d': [250, 125, 500, 375], 'label': 'the brand',}]",
     "line by line": '{"bbox_2d": [250, 125, 500, 375]}\n',
     "pairs": "the brand: (250,125),(500,375)",
+    "corner by corner, bare": "[[250, 125], [500, 375]]",
+    "numbers alone": "250, 125, 500, 375",
+    "numbers in tags": "<box>250 125 500 375</box>",
+    "markers": "<|object_ref_start|>the brand<|object_ref_end|><|box_start|>(250,125),(500,375)<|box_end|>",
     "another label": '[{"bbox_2d": [250, 125, 500, 375], "label": "logo"}]',
 }
 
@@ -91,6 +95,37 @@ def test_several_targets_are_one_request_and_come_in_their_order(endpoint: Scrip
     assert len(endpoint.chats) == before + 1
 
 
+TWO = {
+    "by name": '{"the cap": [0, 0, 500, 500], "label": [0, 500, 250, 750]}',
+    "by name, each an object": '{"the cap": {"bbox_2d": [0, 0, 500, 500]}, "label": {"bbox_2d": [0, 500, 250, 750]}}',
+    "a list behind each name": "The label of the cap: label: [0, 500, 250, 750]\n- the cap: [0, 0, 500, 500]",
+    "markers": (
+        "<|object_ref_start|>label<|object_ref_end|><|box_start|>(0,500),(250,750)<|box_end|>"
+        "<|object_ref_start|>The cap<|object_ref_end|><|box_start|>(0,0),(500,500)<|box_end|>"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", TWO)
+def test_labels_stand_in_the_answer_or_before_each_place(form: str, endpoint: ScriptedEndpoint, pipe: Pipeline) -> None:
+    endpoint.say(Text(TWO[form]))
+    found = pipe.locate(square(), ["the cap", "label"], cache="off")
+    assert [(item.label, item.box and item.box.pixels) for item in found] == [
+        ("the cap", (0, 0, 32, 32)),
+        ("label", (0, 32, 16, 48)),
+    ]
+    assert found.result.notes == ()
+
+
+def test_a_place_that_names_no_target_is_left_out_and_told(endpoint: ScriptedEndpoint, pipe: Pipeline) -> None:
+    endpoint.say(Text("Two of them: [0, 0, 500, 500], and in the landscape [0, 500, 250, 750]"))
+    found = pipe.locate(square(), ["cap", "label"], cache="off")
+    assert found == []
+    assert found.result.notes[0] == (
+        "left out [0, 0, 500, 500]: it has no label, and several targets were asked for"
+    )
+
+
 def test_points_are_asked_for_and_cached_apart(endpoint: ScriptedEndpoint, pipe: Pipeline) -> None:
     endpoint.say(Text('[{"point_2d": [500, 250], "label": "the brand"}]'), Text('[{"bbox_2d": [0, 0, 500, 500]}]'))
     found = pipe.locate(square(), "the brand", points=True)
@@ -127,7 +162,7 @@ def test_repetitions_are_one_and_fractions_are_read_as_such(endpoint: ScriptedEn
     assert pickle.loads(pickle.dumps(found)) == found
 
 
-@pytest.mark.parametrize("text", ["[]", "```json\n[]\n```", '{"answer": []}', '{"the brand": []}'])
+@pytest.mark.parametrize("text", ["[]", "```json\n[]\n```", '{"answer": []}', '{"the brand": []}', '[{"bbox_2d": null, "label": "it"}]'])
 def test_none_is_an_answer(text: str, endpoint: ScriptedEndpoint, pipe: Pipeline) -> None:
     endpoint.say(Text(text))
     assert pipe.locate(square(), "the brand", cache="off") == []

@@ -149,6 +149,11 @@ def test_bad_input_is_named(bundled: Running, change: dict[str, Any], param: str
     assert str(answer.json()["error"]["param"]).startswith(param), answer.text
 
 
+def test_an_empty_list_is_no_wrong_type(bundled: Running) -> None:
+    answer = bundled.post("/v1/decisions", {"model": "bundled", "input": [], "questions": [YES]})
+    assert "at least 1 item" in answer.json()["error"]["message"], answer.text
+
+
 class Moody(Backend):
     """An endpoint's kind of backend: the likeliest first tokens, which are an answer to what has a number alone."""
 

@@ -237,7 +237,9 @@ def _visit(data: object, node: object, root: JsonMapping, visit: Visit, path: st
     for word in ("anyOf", "oneOf"):
         branches = [part for part in node.get(word) or () if _could_be(data, part, root)]
         if branches:
-            data = _visit(data, branches[0], root, visit, path, depth - 1)
+            # Two numbers are a point where there may be a box or a point.
+            branch = next((part for part in branches if _is_exactly(data, part)), branches[0])
+            data = _visit(data, branch, root, visit, path, depth - 1)
     if isinstance(data, Mapping):
         properties, more = node.get("properties") or {}, node.get("additionalProperties")
         return {
@@ -261,6 +263,11 @@ _TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
     "integer": (int, float),
     "boolean": bool,
 }
+
+
+def _is_exactly(data: object, node: object) -> bool:
+    form = form_of(node)
+    return form is not None and any(raw.form == form for raw in raw_shapes(data, form))
 
 
 def _could_be(data: object, node: object, root: JsonMapping) -> bool:

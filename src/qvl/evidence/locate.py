@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from qvl.analysis.confidence import confidences
 from qvl.analysis.find_json import find_values
 from qvl.errors import AnalysisError, ConfigError
 from qvl.evidence.coordinates import Frame
-from qvl.evidence.read_shapes import Form, RawShape, raw_shapes, shapes_in_text
+from qvl.evidence.read_shapes import PLACE_NAMES, Form, RawShape, raw_shapes, shapes_in_text
 from qvl.evidence.shapes import Box, Located, Point
 from qvl.types import JsonObject
 
@@ -96,16 +98,19 @@ def read_located(
     """
     form: Form = "point" if points else "box"
     read: list[tuple[RawShape, float | None]] = []
-    matches = find_values(text)
+    matches, before = find_values(text), 0
     for match in matches:
         shapes = raw_shapes(match.value, form)
+        if match.exact:
+            shapes = [shape if shape.label else replace(shape, before=text[before : match.start]) for shape in shapes]
+            before = match.start
         sure: dict[str, float] = {}
         if match.exact and shapes:
             _, sure = confidences(text, logprobs, match.start, wholes={shape.path for shape in shapes if shape.path})
         whole = confidences(text, logprobs, match.start)[0] if match.exact and not all(s.path for s in shapes) else None
         read += [(shape, sure.get(shape.path) if shape.path else whole) for shape in shapes]
     if not read:
-        read = [(shape, None) for shape in shapes_in_text(text)]
+        read = [(shape, None) for shape in shapes_in_text(text, form)]
     if not read and not any(isinstance(match.value, list | dict) and not _says(match.value) for match in matches):
         if not complete:
             raise AnalysisError("the answer was cut off", raw=text, hint="raise max_tokens")
@@ -125,7 +130,10 @@ def _placed(
     notes: list[str] = []
     known: set[object] = set()
     for raw, sure in read:
-        label = _target(raw.label, targets)
+        label = _target(raw.label, targets) or _named_last(raw.before, targets)
+        if label is None and not raw.label:
+            notes.append(f"left out {brief(raw.written)}: it has no label, and several targets were asked for")
+            continue
         if label is None:
             notes.append(f"left out a {raw.form} labelled {str(raw.label)[:40]!r}: that was not asked for")
             continue
@@ -186,11 +194,24 @@ def _target(label: str | None, targets: Sequence[str]) -> str | None:
     return near[0] if len(near) == 1 else None
 
 
+def _named_last(text: str, targets: Sequence[str]) -> str | None:
+    """Return the target that stands last in a text; of two that end together the longer."""
+    words = " ".join(text.split()).casefold()
+    found = []
+    for target in targets:
+        # Within a word of the Latin alphabet nothing begins.
+        places = [match.end() for match in re.finditer(rf"(?<![a-z]){re.escape(target.casefold())}", words)]
+        found += [(places[-1], len(target), target)] if places else []
+    return max(found)[2] if found else None
+
+
 def _says(value: object) -> bool:
-    """True if a JSON value says something that is not a box: an empty list, or empty lists in objects, say "none"."""
+    """True if a JSON value says something that is not a box; empty lists, and places that are null, say "none"."""
     if isinstance(value, list):
         return any(map(_says, value))
     if isinstance(value, dict):
+        if any(name in value and value[name] is None for name in PLACE_NAMES):
+            return False
         return any(map(_says, value.values()))
     return value is not None
 

@@ -12,7 +12,7 @@ Form: TypeAlias = Literal["box", "point"]
 
 _BOX_NAMES: Final = ("bbox_2d", "bbox", "box", "bounding_box", "bbox2d")
 _POINT_NAMES: Final = ("point_2d", "point", "point2d")
-_NAMES: Final[dict[str, Form]] = {
+PLACE_NAMES: Final[dict[str, Form]] = {
     **dict.fromkeys(_BOX_NAMES, "box"),
     **dict.fromkeys(_POINT_NAMES, "point"),
     # Where several are in one.
@@ -29,6 +29,7 @@ _NUMBER: Final = r"-?\d+(?:\.\d+)?"
 _PAIR: Final = rf"\(\s*({_NUMBER})\s*,\s*({_NUMBER})\s*\)"
 # As Qwen2-VL writes them, with or without its markers around.
 _PAIRS: Final = re.compile(rf"{_PAIR}(?:\s*,\s*{_PAIR})?")
+_TAG: Final = re.compile(r"</?[a-z_]+>|<\|[a-z_]+\|>")
 _DEEPEST: Final = 8
 
 
@@ -36,7 +37,7 @@ _DEEPEST: Final = 8
 class RawShape:
     """Coordinates as the model wrote them, with their label and the path (see `value_spans`) of their object.
 
-    `values` are not checked: their number, range and finiteness are what the model made of them; None where one of them
+    `before` is the text in front of one without a label, which may name it. `values` are not checked: their number, range and finiteness are what the model made of them; None where one of them
     is no number. `picture` is the number that the model gave, from 1.
     """
 
@@ -46,6 +47,7 @@ class RawShape:
     path: str = ""
     picture: int | None = None
     written: object = None
+    before: str = ""
 
 
 def raw_shapes(value: object, form: Form, path: str = "", label: str | None = None) -> list[RawShape]:
@@ -53,13 +55,20 @@ def raw_shapes(value: object, form: Form, path: str = "", label: str | None = No
     return list(_walk(value, form, path, label, _DEEPEST))
 
 
-def shapes_in_text(text: str) -> list[RawShape]:
-    """Return the boxes and points of a text without JSON: `(112,340),(520,410)`."""
+def shapes_in_text(text: str, form: Form) -> list[RawShape]:
+    """Return the boxes and points of a text without JSON: `(112,340),(520,410)`.
+
+    A text of numbers alone, with tags around them or none, is one; `form` is what its numbers are taken for.
+    """
     shapes = []
+    at = 0
     for match in _PAIRS.finditer(text):
         values = tuple(float(number) for number in match.groups() if number is not None)
-        shapes.append(RawShape("box" if len(values) == 4 else "point", values, written=match.group()))
-    return shapes
+        kind: Form = "box" if len(values) == 4 else "point"
+        shapes.append(RawShape(kind, values, written=match.group(), before=text[at : match.start()]))
+        at = match.end()
+    bare = _TAG.sub(" ", text).strip().strip('"')
+    return shapes or raw_shapes(bare, form)
 
 
 def _walk(value: object, form: Form, path: str, label: str | None, depth: int) -> Iterator[RawShape]:
@@ -70,8 +79,10 @@ def _walk(value: object, form: Form, path: str, label: str | None, depth: int) -
     if isinstance(value, Mapping):
         yield from _of_object(value, form, path, label, depth)
     elif isinstance(value, list):
-        if _is_place(value):
-            yield RawShape(_form_of(value, form), coordinates(value), label, path, written=value)
+        corners = _corner_by_corner(value) if form == "box" else None
+        if corners is not None or _is_place(value):
+            numbers = value if corners is None else corners
+            yield RawShape(_form_of(numbers, form), coordinates(numbers), label, path, written=value)
             return
         for number, item in enumerate(value):
             if isinstance(item, str | Mapping | list):
@@ -82,16 +93,14 @@ def _of_object(value: Mapping[str, object], form: Form, path: str, label: str | 
     own = next((str(value[name]) for name in _LABELS if isinstance(value.get(name), str | int)), label)
     number = value.get("picture", value.get("image"))
     picture = number if isinstance(number, int) and not isinstance(number, bool) else None
-    named = [(name, of) for name, of in _NAMES.items() if value.get(name) is not None]
+    named = [(name, of) for name, of in PLACE_NAMES.items() if value.get(name) is not None]
     for name, of in named:
         place = value[name]
         inner = _listed(place) if isinstance(place, str) else place
         if isinstance(inner, list) and inner and all(isinstance(item, list | Mapping) for item in inner):
             # Corner by corner, or several of one label.
-            pairs = [item for item in inner if isinstance(item, list)]
-            flat = [number for pair in pairs for number in pair]
-            if of == "box" and len(pairs) == len(inner) == 2 and len(flat) == 4:
-                yield RawShape(of, coordinates(flat), own, path, picture, place)
+            if of == "box" and (corners := _corner_by_corner(inner)) is not None:
+                yield RawShape(of, coordinates(corners), own, path, picture, place)
                 continue
             for item in inner:
                 yield RawShape(of, coordinates(item), own, path, picture, item)
@@ -103,7 +112,8 @@ def _of_object(value: Mapping[str, object], form: Form, path: str, label: str | 
         yield RawShape(of_corners, coordinates(value), own, path, picture, value)
         return
     for name, inner in value.items():
-        if isinstance(inner, list | Mapping | str) and name not in _LABELS:
+        # A target may be called "label" or "name" itself: then its place stands there.
+        if isinstance(inner, list | Mapping) or (isinstance(inner, str) and name not in _LABELS):
             known = own if own is not None or name.lower() in _WRAPPERS else name
             yield from _walk(inner, form, _below(path, name), known, depth - 1)
 
@@ -145,6 +155,12 @@ def _listed(text: str) -> object:
     numbers = re.findall(_NUMBER, text)
     bare = re.sub(_NUMBER, "", text)
     return [float(number) for number in numbers] if numbers and not bare.strip(" ,;[]()\t\n") else None
+
+
+def _corner_by_corner(value: Sequence[object]) -> list[object] | None:
+    """Return the four numbers of `[[x1, y1], [x2, y2]]`; None of anything else."""
+    pairs = [item for item in value if isinstance(item, list) and len(item) == 2 and _is_place(item)]
+    return [*pairs[0], *pairs[1]] if len(pairs) == len(value) == 2 else None
 
 
 def _is_place(value: Sequence[object]) -> bool:

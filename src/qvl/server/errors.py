@@ -144,9 +144,9 @@ def from_validation(exc: ValidationError, request: bytes | JsonMapping) -> Reque
     if errors[0]["type"] == "json_invalid":
         return RequestError("the body is not valid JSON", hint=_one_line(errors[0]["msg"]), code="invalid_json")
     root = from_json(request) if isinstance(request, bytes) else request
-    # Each member of a union has its say; the one that went furthest is the one that was meant.
+    # Each member of a union has its say; the one that went furthest is the one that was meant, or that has the type.
     paths = [_path(error["loc"], root, missing=error["type"] == "missing") for error in errors]
-    deepest = max(range(len(paths)), key=lambda number: len(paths[number]))
+    deepest = max(range(len(paths)), key=lambda number: (len(paths[number]), errors[number]["type"][-5:] != "_type"))
     error, steps = errors[deepest], paths[deepest]
     kind = error["type"]
     param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)[:200].lstrip(".") or None
