@@ -121,9 +121,7 @@ def test_a_place_that_names_no_target_is_left_out_and_told(endpoint: ScriptedEnd
     endpoint.say(Text("Two of them: [0, 0, 500, 500], and in the landscape [0, 500, 250, 750]"))
     found = pipe.locate(square(), ["cap", "label"], cache="off")
     assert found == []
-    assert found.result.notes[0] == (
-        "left out [0, 0, 500, 500]: it has no label, and several targets were asked for"
-    )
+    assert found.result.notes[0] == ("left out [0, 0, 500, 500]: it has no label, and several targets were asked for")
 
 
 def test_points_are_asked_for_and_cached_apart(endpoint: ScriptedEndpoint, pipe: Pipeline) -> None:
@@ -162,7 +160,9 @@ def test_repetitions_are_one_and_fractions_are_read_as_such(endpoint: ScriptedEn
     assert pickle.loads(pickle.dumps(found)) == found
 
 
-@pytest.mark.parametrize("text", ["[]", "```json\n[]\n```", '{"answer": []}', '{"the brand": []}', '[{"bbox_2d": null, "label": "it"}]'])
+@pytest.mark.parametrize(
+    "text", ["[]", "```json\n[]\n```", '{"answer": []}', '{"the brand": []}', '[{"bbox_2d": null, "label": "it"}]']
+)
 def test_none_is_an_answer(text: str, endpoint: ScriptedEndpoint, pipe: Pipeline) -> None:
     endpoint.say(Text(text))
     assert pipe.locate(square(), "the brand", cache="off") == []

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from qvl.decisions.questions import Question
 
 MOST_BYTES: Final = 64 * 1024 * 1024
+PLACES: Final = "-places-"
+"""What the version of a prompt goes on with where its answer has boxes or points."""
 
 
 class FieldCalibration(BaseModel):
@@ -166,11 +168,17 @@ class Calibration(BaseModel):
             what = "the calibration is not of analyses"
             raise ConfigError(what, hint="calibrate with labels of the fields", param="calibration")
         if schema is not None and canonical_json(made.schema_) != canonical_json(schema):
-            titles = made.schema_.get("title"), schema.get("title")
+            titles = [one.get("title", "one without a title") for one in (made.schema_, schema)]
             if titles[0] != titles[1]:
                 raise _made_for("schema", *titles)
             path, there, here = explain(made.schema_, schema)[0]
             raise _made_for(f"schema.{path}", there, here)
+        (plain, places), (asked, asked_places) = (
+            version.partition(PLACES)[::2] for version in (made.prompt_version, prompt_version)
+        )
+        if plain == asked and places and not asked_places:
+            what = "the calibration is of analyses with evidence, and this one is without"
+            raise ConfigError(what, hint="evidence=True, --evidence, or calibrate without", param="calibration")
         for name, there, here in (
             ("prompt version", made.prompt_version, prompt_version),
             ("language", made.language, language),
@@ -238,7 +246,13 @@ def product(shares: Mapping[str, float]) -> float:
 
 def _made_for(what: str, made: object, here: object) -> ConfigError:
     def told(value: object) -> str:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        text = (
+            "none"
+            if value is None
+            else value
+            if isinstance(value, str)
+            else json.dumps(value, ensure_ascii=False, default=str)
+        )
         return text if len(text) <= 100 else f"{text[:99]}…"
 
     return ConfigError(

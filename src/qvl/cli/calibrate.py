@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -134,7 +135,11 @@ def calibrate(
     if as_json:
         print_json({**measured.to_json(), "calibration": None if made is None else str(target)})
     else:
-        _show(measured, None if made is None else target)
+        _show(measured)
+        if made is not None:
+            analyze = _words({"--schema": schema, "--language": language}) + ["--evidence"] * evidence
+            decide = _words({"-q": question, "--choice": choice, "--score": score, "--questions": questions})
+            _show_use(made, target, measured, settings, analyze, decide)
     if collected.failed:
         raise typer.Exit(failure.FAILED)
 
@@ -212,7 +217,7 @@ def _write_report(path: Path, measured: CalibrationReport) -> None:
     write_text(path, html(measured))
 
 
-def _show(measured: CalibrationReport, target: Path | None) -> None:
+def _show(measured: CalibrationReport) -> None:
     """Print a row for each field, and the thresholds as the options that set them."""
     from rich.table import Table
     from rich.text import Text
@@ -223,7 +228,7 @@ def _show(measured: CalibrationReport, target: Path | None) -> None:
     console = stdout()
     table = Table()
     for title in ("", "labels", "right", "ECE raw", "ECE", "95 % of it", "Brier"):
-        table.add_column(title, justify="right" if title else "left", no_wrap=bool(title))
+        table.add_column(title, justify="right" if title else "left", no_wrap=bool(title), overflow="fold")
     for one in measured.fields:
         low, high = one.calibrated.ece_interval
         cells = (
@@ -243,16 +248,50 @@ def _show(measured: CalibrationReport, target: Path | None) -> None:
             console.print(Text(f"{one.name}, for {measured.precision:.0%}: {kept_text(one.at_precision)}"))
         if one.at_threshold is not None:
             console.print(Text(f"{one.name}: {kept_text(one.at_threshold)}"))
-    if target is None:
-        return
-    console.print(Text(f"wrote {target}"), soft_wrap=True)
-    found = [
-        (one.name, one.at_precision.threshold) for one in measured.fields if one.at_precision and one.kind != "answer"
-    ]
-    abstain = " ".join(f"--abstain '{name}={_rounded(least):g}'" for name, least in found)
-    use = f"use it: qvl analyze PICTURE --calibration {shlex.quote(str(target))} {abstain}".rstrip()
-    # In one line: a command that is broken into several cannot be pasted.
-    console.print(Text(use), soft_wrap=True)
+
+
+def _show_use(
+    made: Calibration,
+    target: Path,
+    measured: CalibrationReport,
+    settings: options.PipelineOptions,
+    analyze: list[str],
+    decide: list[str],
+) -> None:
+    """Print where the calibration is, and the commands that use it: each in one line, or it could not be pasted.
+
+    `analyze` and `decide` are the options that name what was calibrated to those commands.
+    """
+    from rich.text import Text
+
+    from qvl.calibration.calibration_file import evidence_name
+    from qvl.cli.console import stdout
+
+    model = {"-m": settings.model, "--device": settings.device, "--base-url": settings.base_url}
+    common = _words({**model, "--lora": settings.lora, "-O": settings.option, "--calibration": target})
+    commands = []
+    if made.analysis is not None:
+        names = [*made.analysis.fields, *map(evidence_name, made.analysis.evidence)]
+        commands.append((["analyze", "PICTURE", *analyze], names))
+    if made.decisions is not None:
+        commands.append((["decide", "PICTURE", *decide], [one.name for one in made.decisions.questions.values()]))
+    if made.locations is not None:
+        targets = list(made.locations.targets)
+        commands.append((["locate", "PICTURE", *map(shlex.quote, targets)], targets))
+    least = {one.name: one.at_precision.threshold for one in measured.fields if one.at_precision is not None}
+    stdout().print(Text(f"wrote {target}"), soft_wrap=True)
+    for words, names in commands:
+        abstain = [f"--abstain {shlex.quote(f'{name}={_rounded(least[name]):g}')}" for name in names if name in least]
+        stdout().print(Text(" ".join(["use it: qvl", *words, *common, *abstain])), soft_wrap=True)
+
+
+def _words(given: Mapping[str, str | Path | Sequence[str] | None]) -> list[str]:
+    """Return options as words of a shell command, each in front of its value; without those of no value."""
+    found = []
+    for option, value in given.items():
+        values = [] if value is None else [value] if isinstance(value, str | Path) else value
+        found += [word for one in values for word in (option, shlex.quote(str(one)))]
+    return found
 
 
 def _rounded(threshold: float) -> float:

@@ -37,8 +37,9 @@ _DEEPEST: Final = 8
 class RawShape:
     """Coordinates as the model wrote them, with their label and the path (see `value_spans`) of their object.
 
-    `before` is the text in front of one without a label, which may name it. `values` are not checked: their number, range and finiteness are what the model made of them; None where one of them
-    is no number. `picture` is the number that the model gave, from 1.
+    `before` is the text in front of one without a label, which may name it. `values` are not checked: their number,
+    range and finiteness are what the model made of them; None where one of them is no number. `picture` is the number
+    that the model gave, from 1.
     """
 
     form: Form

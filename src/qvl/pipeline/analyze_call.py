@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from qvl import analysis
 from qvl.analysis.product import AnalysisResult, ProductAnalysis, ProductFields
 from qvl.analysis.schema_types import schema_type
+from qvl.calibration.calibration_file import PLACES
 from qvl.calibration.calibrator import AnalysisJudge, Sureness, check_abstain, check_adapter
 from qvl.errors import AnalysisError, ConfigError, RequestError
 from qvl.evidence.answer_form import EVIDENCE, PAGE_OF, AnswerForm, ReadAnswer, evidence_fields, has_shapes, shapes_in
@@ -345,7 +346,7 @@ def version_of(schema: type[BaseModel], backend: Backend, *, evidence: bool) -> 
     plain = analysis.prompt_version(schema)
     if not evidence and not has_shapes(analysis.generation_schema(schema)):
         return plain
-    return f"{plain}-places-{EVIDENCE_VERSION}-{backend.coordinates.convention}"
+    return f"{plain}{PLACES}{EVIDENCE_VERSION}-{backend.coordinates.convention}"
 
 
 def _located(label: str, shape: Box | Point, sure: float | None) -> Located:
