@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.shelf import write_shelf
+from tests.evaluation.test_calibrate_boxes import write_boxes
 
 from .conftest import Ran, install
 
@@ -17,10 +19,18 @@ MODEL = ("-m", "reader:reader-1")
 PLUGIN = """
 import qvl
 from tests.evaluation.shelf import Reader
+from tests.evaluation.test_calibrate_boxes import FOUND, SEEN
 
 @qvl.hookimpl
 def register_backends(register):
     register("reader", lambda model, **options: Reader(model=model, **options))
+    register("boxes", lambda model, **options: Boxes(model=model, **options))
+
+class Boxes(Reader):
+    async def stream(self, request):
+        told = FOUND if request.response_format.name == "located" else SEEN
+        async for chunk in Reader(answer=lambda _: told).stream(request):
+            yield chunk
 """
 
 
@@ -44,8 +54,8 @@ def test_labels_make_a_calibration_a_report_and_thresholds_that_are_used(qvl: Ca
     assert "wrote cal.json" in made.out
     [use] = [line for line in made.out.splitlines() if line.startswith("use it: ")]
     assert "--calibration cal.json" in use
-    assert "--abstain 'brand=" in use
-    assert "--abstain 'category=" in use, "all of it in one line, however narrow the terminal"
+    assert "--abstain brand=" in use
+    assert "--abstain category=" in use, "all of it in one line, however narrow the terminal"
     assert "brand, for 40%: confidence from" in made.out
     page = Path("page.html").read_text()
     assert page.count("<svg") == 3
@@ -119,6 +129,28 @@ def test_decisions_are_calibrated_with_labels_of_their_names(qvl: Callable[..., 
     assert told["confidence_method"] == "calibrated"
     silent = qvl("decide", picture, *MODEL, "-q", "Is it new?", "--calibration", "cal.json", "--abstain", "1")
     assert "cannot tell" in silent.out
+
+
+@pytest.mark.slow
+def test_the_commands_that_are_printed_use_the_calibration(qvl: Callable[..., Ran], folder: Path) -> None:
+    labels = write_boxes(folder, 60)
+    lines = [json.loads(line) for line in labels.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["expected"] |= {"brand": "NORVIK", "Is it Tim's?": number % 4 != 0}
+    labels.write_text("\n".join(map(json.dumps, lines)))
+    asked = ("--field", "brand", "--evidence", "-q", "Is it Tim's?", "--locate", "the brand")
+    made = qvl("calibrate", str(labels), "-m", "boxes:qwen3-vl", *asked, "--at-precision", "0.2", "-o", "cal.json")
+    assert made.code == 0, made.err
+    printed = [shlex.split(line)[3:] for line in made.out.splitlines() if line.startswith("use it: qvl ")]
+    assert [words[0] for words in printed] == ["analyze", "decide", "locate"]
+    assert "--evidence" in printed[0]
+    for words in printed:
+        ran = qvl(*[str(folder / "0.png") if word == "PICTURE" else word for word in words], "--json")
+        assert ran.code == 0, ran.err
+        assert "calibrated" in ran.out
+    ran = qvl("analyze", str(folder / "0.png"), "-m", "boxes:qwen3-vl", "--calibration", "cal.json")
+    assert ran.code == 2
+    assert "the calibration is of analyses with evidence, and this one is without (evidence=True, --evid" in ran.error
 
 
 @pytest.mark.parametrize(

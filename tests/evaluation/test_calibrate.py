@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from qvl.errors import ConfigError
 from qvl.evaluation.calibrate import CalibrationReport, calibrate, report
 from qvl.evaluation.collect import Collected, Collector
 from qvl.evaluation.labelled import read_labelled
+from qvl.evaluation.page import html
 from qvl.pipeline.async_pipeline import AsyncPipeline
 from tests.evaluation.shelf import Reader, write_shelf
 
@@ -215,3 +217,13 @@ async def test_a_backend_without_probabilities_is_refused(tmp_path: Path) -> Non
         collector = Collector(pipeline, read_labelled([str(write_shelf(tmp_path, 2))]))
         with pytest.raises(ConfigError, match="tells no probabilities"):
             await collector.collect()
+
+
+@pytest.mark.asyncio
+@pytest.mark.slow
+async def test_the_page_has_questions_of_every_script_and_with_signs_of_formulas(shelf: Path) -> None:
+    _, measured = await made(shelf)
+    name = r"Does it cost $5, $\frobnicate$ or 5元？"
+    text = html(replace(measured, fields=[replace(measured.fields[0], name=name)]))
+    assert f"{name}: reliability" in text
+    assert f"{name}: risk against coverage" in text

@@ -18,6 +18,7 @@ from qvl.types import ChatRequest, Choice, Result
 from tests.evidence.drawn import drawn
 from tests.pipeline.conftest import TalkingBackend
 
+_SIDES = (("x", "width"), ("y", "height"))
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = '<img src=x onerror="alert(1)">&\x00\x1b[31m]]>'
 
@@ -76,6 +77,18 @@ def test_labels_are_words_and_no_markup() -> None:
     assert "<img src=x" not in result._repr_html_()
     assert "\x1b" not in result._repr_html_()
     assert pixels(result.overlay()).any()
+
+
+def test_labels_of_one_place_stand_beside_each_other() -> None:
+    where = Box(100, 100, 300, 180, 400, 300)
+    result = found(Image.new("RGB", (400, 300)), *[Located(name, where) for name in ("category", "attributes", "it")])
+    svg = ElementTree.fromstring(result.overlay_svg())
+    plates = [node for node in svg.iter(f"{SVG}rect") if node.get("fill") != "none"]
+    spans = [[(float(one.get(at, "")), float(one.get(size, ""))) for at, size in _SIDES] for one in plates]
+    assert len(spans) == 3
+    for number, one in enumerate(spans):
+        for other in spans[:number]:
+            assert any(a + la <= b or b + lb <= a for (a, la), (b, lb) in zip(one, other, strict=True))
 
 
 def test_an_analysis_draws_its_evidence_and_a_report_shows_it() -> None:

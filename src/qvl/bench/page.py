@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -272,9 +273,16 @@ def svg(figure: Figure) -> str:
     """Return a figure as SVG text that can stand in a page; equal figures give equal text."""
     import matplotlib as mpl
 
+    for axis in figure.axes:
+        legend = axis.get_legend()
+        for text in (axis.title, *(() if legend is None else legend.get_texts())):
+            # Names of runs and questions, whose "$" is no formula.
+            text.set_parse_math(False)
     out = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "qvl"}):
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "qvl"}), warnings.catch_warnings():
+        # Text stays text, which the viewer's fonts have.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
     # The colours of the page around it, by day and by night.
-    text = out.getvalue().replace("#000000", "currentColor").replace("#ffffff", "var(--card)")
-    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    drawn = out.getvalue().replace("#000000", "currentColor").replace("#ffffff", "var(--card)")
+    return re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLUMNS = ("", "labels", "right", "ECE, raw", "ECE, calibrated", "Brier, raw", "Brier, calibrated", "curve")
+_WIDE = 40
+_COLUMNS = ("labels", "right", "ECE, raw", "ECE, calibrated", "Brier, raw", "Brier, calibrated", "curve")
 
 
 def html(report: CalibrationReport) -> str:
@@ -33,8 +34,8 @@ def html(report: CalibrationReport) -> str:
         f'<p class="warning">{escape(where)}: {escape(why)}</p>' for where, why in list(report.failed.items())[:20]
     ]
     rows = "".join(_row(one) for one in report.fields)
-    head = "".join(f"<th>{escape(title)}</th>" for title in _COLUMNS)
-    parts.append(f"<table><tr>{head}</tr>{rows}</table>")
+    head = "".join(f'<th class="number">{escape(title)}</th>' for title in _COLUMNS)
+    parts.append(f'<div class="scroll"><table><tr><th></th>{head}</tr>{rows}</table></div>')
     parts.append(
         '<p class="note">ECE: the mean distance between confidence and share of right answers, over ten bins of equal '
         "width. Brier: the mean squared distance of the confidence from what was the case. In brackets: where they lie "
@@ -80,7 +81,7 @@ def _reliability(axis: Axes, one: FieldReport) -> None:
         text = f"{label}, ECE {believed.ece:.3f}"
         axis.scatter(sure, shares, s=sizes, color=colour, marker=marker, alpha=0.8, label=text, zorder=3)
     axis.set(xlabel="confidence", ylabel="share of right answers", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axis.set_title(f"{one.name}: reliability", fontsize="medium")
+    axis.set_title(f"{_short(one.name)}: reliability", fontsize="medium")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small", loc="upper left")
 
@@ -100,9 +101,14 @@ def _risk(axis: Axes, one: FieldReport) -> None:
     highest = max((1 - kept.precision for kept in one.coverage), default=0.0)
     axis.set(xlabel="coverage: share of answers told", ylabel="risk: share of wrong among them", xlim=(0, 1.02))
     axis.set_ylim(0, max(0.05, 1.4 * highest))
-    axis.set_title(f"{one.name}: risk against coverage", fontsize="medium")
+    axis.set_title(f"{_short(one.name)}: risk against coverage", fontsize="medium")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small", loc="upper left")
+
+
+def _short(name: str) -> str:
+    """Return a name that fits over a plot; a question may be long."""
+    return name if len(name) <= _WIDE else f"{name[: _WIDE - 1]}…"
 
 
 def _row(one: FieldReport) -> str:

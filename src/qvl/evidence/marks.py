@@ -1,10 +1,10 @@
-"""What an overlay draws: a mark for everything located on a picture, its label's words and its colour."""
+"""What an overlay draws: a mark for everything located on a picture, its label's words, place and colour."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from qvl.evidence.shapes import Box, Located, Point
 
@@ -13,6 +13,8 @@ from qvl.evidence.shapes import Box, Located, Point
 COLOURS: Final = ("#ffd400", "#56c8ff", "#ff8ad8", "#4dff88", "#ff9a3d", "#b9a5ff", "#ffffff", "#ff7b7b")
 INK: Final = "#000000"
 LONGEST: Final = 48
+Edges: TypeAlias = tuple[float, float, float, float]
+"""Left, upper, right and lower edge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,40 @@ class Mark:
     shape: Box | Point
     words: str
     colour: str
+
+
+class LabelPlaces:
+    """The places of labels on a picture of `size`, in whatever unit: each where there is no other yet.
+
+    `gap` is left between a mark and its label.
+    """
+
+    def __init__(self, size: tuple[float, float], gap: float) -> None:
+        self._size, self._gap = size, gap
+        self._taken: list[Edges] = []
+
+    def take(self, mark: Edges, width: float, height: float) -> tuple[float, float]:
+        """Return the upper left corner for a label of `width` x `height`: above, below or inside its mark."""
+        x1, y1, x2, y2 = mark
+        gap = self._gap
+        above, below, inside, foot = y1 - height - gap, y2 + gap, y1 + gap, y2 - height - gap
+        spots = [(x1, above), (x1, below), (x1 + gap, inside), (x2 - width, above), (x2 - width - gap, inside)]
+        spots += [(x1 + gap, foot), (x2 - width - gap, foot)]
+        spots += [(x1, below + step * (height + gap)) for step in range(1, 8)]
+        fitting = [(self._within(x, width, 0), self._within(y, height, 1), y) for x, y in spots]
+        free = [(x, y) for x, y, wanted in fitting if y == wanted and not self._covers(x, y, width, height)]
+        x, y = free[0] if free else fitting[2][:2]
+        self._taken.append((x, y, x + width, y + height))
+        return x, y
+
+    def _within(self, at: float, length: float, axis: int) -> float:
+        return max(0.0, min(at, self._size[axis] - length - min(1.0, self._gap)))
+
+    def _covers(self, x: float, y: float, width: float, height: float) -> bool:
+        return any(
+            x < right and left < x + width and y < bottom and top < y + height
+            for left, top, right, bottom in self._taken
+        )
 
 
 def marks_of(located: Iterable[Located], picture: int) -> list[Mark]:

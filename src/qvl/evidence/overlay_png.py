@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from qvl.evidence.marks import INK, Mark
+from qvl.evidence.marks import INK, Edges, LabelPlaces, Mark
 from qvl.evidence.shapes import Box
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class _Drawing:
         self._draw = ImageDraw.Draw(image)
         self._line = max(2, round(min(image.size) / 220))
         self._text = max(14, round(min(image.size) / 28))
-        self._taken: list[tuple[float, float, float, float]] = []
+        self._places = LabelPlaces(self._size, self._line)
 
     def draw(self, marks: Sequence[Mark]) -> None:
         # Labels last, so that no line crosses one.
@@ -65,7 +65,7 @@ class _Drawing:
         shape((x1 - halo, y1 - halo, x2 + halo, y2 + halo), outline=INK, width=self._line + 2 * halo)
         shape((x1, y1, x2, y2), outline=mark.colour, width=self._line)
 
-    def _edges(self, mark: Mark) -> tuple[float, float, float, float]:
+    def _edges(self, mark: Mark) -> Edges:
         shape = mark.shape
         if isinstance(shape, Box):
             x1, y1 = round(shape.x1 * self._across), round(shape.y1 * self._down)
@@ -79,32 +79,10 @@ class _Drawing:
         edge = self._text // 4
         left, top, right, bottom = self._draw.textbbox((0, 0), words, font=font)
         width, height = right - left + 2 * edge, bottom - top + 2 * edge
-        x, y = self._place(mark, width, height)
-        self._taken.append((x, y, x + width, y + height))
+        x, y = self._places.take(self._edges(mark), width, height)
         self._draw.rectangle((x - 1, y - 1, x + width + 1, y + height + 1), fill=INK)
         self._draw.rectangle((x, y, x + width, y + height), fill=mark.colour)
         self._draw.text((x + edge - left, y + edge - top), words, fill=INK, font=font)
-
-    def _place(self, mark: Mark, width: float, height: float) -> tuple[float, float]:
-        """Return where the label goes: above, below or inside the mark, where nothing is yet."""
-        x1, y1, x2, y2 = self._edges(mark)
-        gap = self._line
-        above, below, inside, foot = y1 - height - gap, y2 + gap, y1 + gap, y2 - height - gap
-        spots = [(x1, above), (x1, below), (x1 + gap, inside), (x2 - width, above), (x2 - width - gap, inside)]
-        spots += [(x1 + gap, foot), (x2 - width - gap, foot)]
-        spots += [(x1, below + step * (height + gap)) for step in range(1, 8)]
-        fitting = [(self._inside(x, width, 0), self._inside(y, height, 1), y) for x, y in spots]
-        free = [(x, y) for x, y, wanted in fitting if y == wanted and not self._covers(x, y, width, height)]
-        return free[0] if free else fitting[2][:2]
-
-    def _inside(self, at: float, length: float, axis: int) -> float:
-        return max(0.0, min(at, self._size[axis] - length - 1))
-
-    def _covers(self, x: float, y: float, width: float, height: float) -> bool:
-        return any(
-            x < right and left < x + width and y < bottom and top < y + height
-            for left, top, right, bottom in self._taken
-        )
 
 
 def _font_for(words: str, number: int, size: int) -> tuple[_Font, str]:

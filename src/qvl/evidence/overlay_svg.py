@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Protocol
 
-from qvl.evidence.marks import INK, Mark
+from qvl.evidence.marks import INK, Edges, LabelPlaces, Mark
 from qvl.evidence.shapes import Box
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def overlay_svg(picture: Embedded, marks: Sequence[Mark], *, shown: int | None =
         closed=True,
     )
     shapes = "".join(_shape(mark, unit) for mark in marks)
-    labels = "".join(_label(mark, unit, (width, height)) for mark in marks)
+    places = LabelPlaces((width, height), 2 * unit)
+    labels = "".join(_label(mark, unit, places) for mark in marks)
     return f"{head}{image}{shapes}{labels}</svg>"
 
 
@@ -77,15 +78,15 @@ def _twice(name: str, place: JsonMapping, mark: Mark, unit: float) -> str:
     )
 
 
-def _label(mark: Mark, unit: float, size: tuple[int, int]) -> str:
+def _label(mark: Mark, unit: float, places: LabelPlaces) -> str:
     wide = sum(1.0 if unicodedata.east_asian_width(char) in "WF" else 0.62 for char in mark.words)
     across, down = (wide * 13 + 8) * unit, 18 * unit
     shape = mark.shape
-    left, top = (shape.x1, shape.y1) if isinstance(shape, Box) else (shape.x + 9 * unit, shape.y - down / 2)
     if isinstance(shape, Box):
-        # Above the box, or at its upper edge where there is no room above it.
-        top = top - down if top >= down else top
-    left, top = max(0.0, min(left, size[0] - across)), max(0.0, min(top, size[1] - down))
+        edges: Edges = (shape.x1, shape.y1, shape.x2, shape.y2)
+    else:
+        edges = (shape.x - 6 * unit, shape.y - 6 * unit, shape.x + 6 * unit, shape.y + 6 * unit)
+    left, top = places.take(edges, across, down)
     plate = {"x": _number(left), "y": _number(top), "width": _number(across), "height": _number(down)}
     # Spread over the plate, whatever the viewer's font is.
     words = {

@@ -28,7 +28,7 @@ th{overflow-wrap:normal}
 .scroll{overflow-x:auto}
 .scroll td,.scroll th{white-space:nowrap}
 p.facts{margin:.2rem 0}
-td.number,td.price{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+td.number,th.number,td.price{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 ul{list-style:none;margin:0;padding:0}
 ul ul{border-left:2px solid var(--line);margin-left:.4rem;padding-left:1rem}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:0 .8rem;margin:.1rem 0 .5rem;font-size:.85rem}
