@@ -208,6 +208,12 @@ def test_an_answer_that_differs_by_case_alone_is_the_one_that_was_spelt() -> Non
     assert _decide(Known(TOP, "A"), Choice("Which?", values))[0].value == "a"
 
 
+@pytest.mark.parametrize("text", ["Acme Inc.", "acme inc.", "**Acme Inc.**", '"Acme Inc"'])
+def test_an_answer_that_ends_with_a_full_stop_is_known_with_and_without_it(text: str) -> None:
+    values = ["Acme Inc.", "Acme Inc. & Co.", "b", "c", "d", "e"]
+    assert _decide(Known(TOP, text), Choice("Which?", values))[0].value == "Acme Inc."
+
+
 def test_what_says_nothing_about_the_answers_is_a_refusal_of_that_question_alone() -> None:
     """By the first tokens, in one of the orders, and by the answer alone."""
     silent = _decide(Known(TOP, "Perhaps", (TokenLogprob("Perhaps", -0.1),)), "Is it new?")[0]

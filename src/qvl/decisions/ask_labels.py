@@ -182,9 +182,9 @@ class LabelAsker:
             request = request.replace(response_format=ResponseFormat("choice", choices=tuple(texts)))
         result = await self.send(request)
         self.usages.append(result.usage)
-        said = result.text.strip().strip(".\"'`*")
-        # As it is spelt first: two labels may differ by case alone.
-        for fold in (str, str.casefold):
+        said = result.text.strip()
+        # As it is spelt first: two labels may differ by case alone, or by what a model may write around an answer.
+        for fold in (str, str.casefold, _bare, lambda text: _bare(text).casefold()):
             fits = [index for index, text in enumerate(texts) if fold(text) == fold(said)]
             if len(fits) == 1:
                 return fits[0]
@@ -196,3 +196,8 @@ class LabelAsker:
         *before, last = self.request.messages
         parts = (*last.parts[:-1], TextPart(options_text(self.question, way, marks)))
         return self.request.replace(messages=(*before, replace(last, parts=parts)))
+
+
+def _bare(text: str) -> str:
+    """Return a text without full stops, quotation marks and emphasis around it."""
+    return text.strip(".\"'`* ")

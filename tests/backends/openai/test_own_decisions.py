@@ -151,6 +151,7 @@ def test_without_decisions_the_endpoint_is_asked_otherwise_and_not_looked_at_aga
         (400, {"error": {"message": "at most 2 choices"}}),
         (200, {"answers": [{"type": "choice", "probabilities": [{"value": "red", "probability": 1}]}] * 3}),
         (200, {"answers": [{"type": "choice", "probabilities": None}] * 3}),
+        (200, {"answers": [{"type": "choice", "probabilities": [{"value": ["red"], "probability": 1}]}] * 3}),
         (200, {"answers": [None] * 3}),
     ],
 )

@@ -159,6 +159,7 @@ def _share(answer: object, question: JsonMapping) -> Mapping[str | bool, float] 
     }[question["type"]]
     told = answer.get("probabilities")
     rows = [row for row in told if isinstance(row, Mapping)] if isinstance(told, list) else []
+    rows = [row for row in rows if isinstance(row.get(name), str | bool)]
     # By type too, since True is not "true"; and True == 1 must not stand for another.
     found = {(type(row.get(name)), row.get(name)): _number(row.get("probability")) for row in rows}
     if len(rows) != len(wanted) or found.keys() != {(type(value), value) for value in wanted}:
