@@ -15,6 +15,7 @@ from qvl.backends.schema_bounds import (
     MAX_FORMS,
     MAX_MULTIPLE,
     MAX_TOOLS,
+    at_pointer,
     bound,
     mapped,
     multiple,
@@ -189,16 +190,7 @@ class _SchemaRewriter:
         return pointer
 
     def _at(self, pointer: str) -> object:
-        node: object = self._schema
-        for step in pointer.split("/")[1:]:
-            name = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, Mapping):
-                node = node.get(name)
-            elif isinstance(node, (list, tuple)) and name.isdigit() and int(name) < len(node):
-                node = node[int(name)]
-            else:
-                return None
-        return node
+        return at_pointer(self._schema, pointer)
 
     def _base(self, pointer: str) -> str:
         """Return the base URI (`$id`) in effect at a pointer."""

@@ -132,6 +132,20 @@ def _nodes(schema: object, depth: int = 0) -> Iterator[tuple[JsonObject, int]]:
             yield from _nodes(item, depth + 1)
 
 
+def at_pointer(root: object, pointer: str) -> object:
+    """Return what the JSON pointer `/$defs/A` (or `#/$defs/A`) leads to in `root`; None if nothing is there."""
+    node = root
+    for step in pointer.removeprefix("#").split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, Mapping):
+            node = node.get(name)
+        elif isinstance(node, list | tuple) and name.isdecimal() and int(name) < len(node):
+            node = node[int(name)]
+        else:
+            return None
+    return node
+
+
 def mapped(schema: JsonObject, change: Callable[[JsonObject], JsonObject]) -> JsonObject:
     """Return a copy of `schema` with `change` applied to it and every subschema, from the top down."""
 

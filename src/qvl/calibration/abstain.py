@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
+from urllib.parse import unquote
 
+from qvl.backends.schema_bounds import at_pointer
 from qvl.errors import ConfigError
 from qvl.suggest import nearest
 from qvl.types import JsonMapping, JsonObject
@@ -101,10 +103,7 @@ def _options(schema: object, top: JsonMapping, depth: int = 0) -> list[JsonMappi
         return []
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#"):
-        target: object = top
-        for part in reference[1:].strip("/").split("/") if len(reference) > 1 else ():
-            target = target.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(target, Mapping) else None
-        return _options(target, top, depth + 1)
+        return _options(at_pointer(top, unquote(reference)), top, depth + 1)
     found: list[JsonMapping | bool] = []
     for word in ("anyOf", "oneOf", "allOf"):
         for inner in schema.get(word) or ():

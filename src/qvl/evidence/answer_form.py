@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias, cast
 from urllib.parse import unquote
 
-from qvl.backends.schema_bounds import mapped
+from qvl.backends.schema_bounds import at_pointer, mapped
 from qvl.errors import ConfigError
 from qvl.evidence.coordinates import Frame
 from qvl.evidence.locate import brief, coordinates_schema, placed
-from qvl.evidence.read_shapes import Form, raw_shapes
+from qvl.evidence.read_shapes import Form, below, raw_shapes
 from qvl.evidence.shapes import SHAPES, Box, Located, Point
 from qvl.types import JsonMapping, JsonObject
 
@@ -231,7 +231,7 @@ def _visit(data: object, node: object, root: JsonMapping, visit: Visit, path: st
     if form is not None:
         return visit(form, data, path)
     if isinstance(node.get("$ref"), str):
-        data = _visit(data, _resolved(node["$ref"], root), root, visit, path, depth - 1)
+        data = _visit(data, at_pointer(root, unquote(node["$ref"])), root, visit, path, depth - 1)
     for part in node.get("allOf") or ():
         data = _visit(data, part, root, visit, path, depth - 1)
     for word in ("anyOf", "oneOf"):
@@ -243,13 +243,13 @@ def _visit(data: object, node: object, root: JsonMapping, visit: Visit, path: st
     if isinstance(data, Mapping):
         properties, more = node.get("properties") or {}, node.get("additionalProperties")
         return {
-            name: _visit(value, properties.get(name, more), root, visit, _below(path, name), depth - 1)
+            name: _visit(value, properties.get(name, more), root, visit, below(path, name), depth - 1)
             for name, value in data.items()
         }
     if isinstance(data, list):
         first: Sequence[object] = node.get("prefixItems") or ()
         return [
-            _visit(item, first[at] if at < len(first) else node.get("items"), root, visit, _below(path, at), depth - 1)
+            _visit(item, first[at] if at < len(first) else node.get("items"), root, visit, below(path, at), depth - 1)
             for at, item in enumerate(data)
         ]
     return data
@@ -277,7 +277,7 @@ def _could_be(data: object, node: object, root: JsonMapping) -> bool:
     for _ in range(8):
         if not isinstance(node.get("$ref"), str):
             break
-        target = _resolved(node["$ref"], root)
+        target = at_pointer(root, unquote(node["$ref"]))
         if not isinstance(target, Mapping):
             return True
         node = target
@@ -298,16 +298,3 @@ def _could_be(data: object, node: object, root: JsonMapping) -> bool:
             _could_be(value, properties[name], root) for name, value in data.items() if name in properties
         )
     return True
-
-
-def _resolved(reference: str, root: JsonMapping) -> object:
-    """Return the schema at a reference within the whole one; None if there is none."""
-    node: object = root
-    for step in unquote(reference.removeprefix("#")).split("/")[1:]:
-        name = step.replace("~1", "/").replace("~0", "~")
-        node = node.get(name) if isinstance(node, Mapping) else None
-    return node
-
-
-def _below(path: str, name: object) -> str:
-    return f"{path}.{name}" if path else str(name)

@@ -87,7 +87,7 @@ def _walk(value: object, form: Form, path: str, label: str | None, depth: int) -
             return
         for number, item in enumerate(value):
             if isinstance(item, str | Mapping | list):
-                yield from _walk(item, form, _below(path, number), label, depth - 1)
+                yield from _walk(item, form, below(path, number), label, depth - 1)
 
 
 def _of_object(value: Mapping[str, object], form: Form, path: str, label: str | None, depth: int) -> Iterator[RawShape]:
@@ -116,7 +116,7 @@ def _of_object(value: Mapping[str, object], form: Form, path: str, label: str | 
         # A target may be called "label" or "name" itself: then its place stands there.
         if isinstance(inner, list | Mapping) or (isinstance(inner, str) and name not in _LABELS):
             known = own if own is not None or name.lower() in _WRAPPERS else name
-            yield from _walk(inner, form, _below(path, name), known, depth - 1)
+            yield from _walk(inner, form, below(path, name), known, depth - 1)
 
 
 def coordinates(value: object) -> tuple[float, ...] | None:
@@ -174,5 +174,6 @@ def _form_of(value: Sequence[object], form: Form) -> Form:
     return {2: "point", 4: "box"}.get(len(value), form)  # type: ignore[return-value]
 
 
-def _below(path: str, name: object) -> str:
+def below(path: str, name: object) -> str:
+    """Return the path of what is called `name` in what lies at `path`: `parts.0.where`."""
     return f"{path}.{name}" if path else str(name)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from qvl.backends.grammar_schema import CHECKED_AFTERWARDS
 from qvl.backends.openvino.ebnf_values import CHARACTER, NUMBER, empty, integer, lacks, number, string
+from qvl.backends.schema_bounds import at_pointer
 
 if TYPE_CHECKING:
     from qvl.types import JsonObject
@@ -173,19 +174,9 @@ class SchemaGrammar:
         if name is None:
             name = self._referred[pointer] = f"d{len(self._referred)}"
             self._within.append(pointer)
-            self._rules.append(f"{name} ::= {self._value(self._at(pointer))}")
+            self._rules.append(f"{name} ::= {self._value(at_pointer(self._schema, pointer))}")
             self._within.pop()
         return name
-
-    def _at(self, pointer: str) -> object:
-        node: object = self._schema
-        for step in pointer.removeprefix("#").split("/")[1:]:
-            name = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, Mapping):
-                node = node.get(name)
-            elif isinstance(node, Sequence) and name.isdigit() and int(name) < len(node):
-                node = node[int(name)]
-        return node
 
     def _asserts(self, node: Mapping[str, object], *but: str) -> bool:
         """True if `node` has a keyword that says something about a value."""
@@ -202,7 +193,7 @@ class SchemaGrammar:
         if self._merges > MAX_MERGES:
             raise lacks("allOf and $ref that lead into each other", self._param)
         whole: JsonObject = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
-        parts = [self._at(schema["$ref"])] if "$ref" in schema else []
+        parts = [at_pointer(self._schema, schema["$ref"])] if "$ref" in schema else []
         for part in [*parts, *schema.get("allOf", ())]:
             whole = self._both(whole, self._merged(part))
         return whole

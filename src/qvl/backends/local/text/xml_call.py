@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from qvl.backends.grammar_schema import call_schema
+from qvl.backends.schema_bounds import at_pointer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -132,10 +133,7 @@ def _resolved(schema: object, root: Mapping[str, object]) -> object:
         pointer = schema.get("$ref") if isinstance(schema, Mapping) else None
         if not isinstance(pointer, str):
             break
-        schema = root
-        for part in pointer.removeprefix("#").split("/")[1:]:
-            name = part.replace("~1", "/").replace("~0", "~")
-            schema = schema.get(name) if isinstance(schema, Mapping) else None
+        schema = at_pointer(root, pointer)
     return schema
 
 
