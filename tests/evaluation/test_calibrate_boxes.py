@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 
-from qvl import Pipeline
+from qvl import Box, Pipeline
 from qvl.calibration import Calibration
 from qvl.errors import ConfigError
 from qvl.evaluation.calibrate import calibrate, report
@@ -131,6 +133,35 @@ async def test_a_calibration_of_other_coordinates_is_refused(tmp_path: Path) -> 
         pipe.locate(Image.new("RGB", (800, TALL)), "the brand")
 
 
+class Part(BaseModel):
+    where: Box
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("answer", "options", "expected"),
+    [
+        (FOUND, {"targets": ["the brand"]}, lambda label: {"the brand": label}),
+        (SEEN, {"request": {"evidence": True}}, lambda label: {"evidence": {"brand": label}}),
+        ({"where": json.loads(PLACE)}, {"schema": Part}, lambda label: {"where": label}),
+    ],
+)
+async def test_a_labelled_box_that_is_not_on_its_picture_is_named(
+    tmp_path: Path, answer: JsonObject, options: dict[str, Any], expected: Callable[[JsonObject], JsonObject]
+) -> None:
+    Image.new("RGB", (800, TALL)).save(tmp_path / "0.png")
+    for label, said in (
+        ({**box(800), "x2": 801.5}, "reaches beyond the picture of 800 x 40"),
+        ({**box(800), "x1": -1}, "is not a box"),
+        ({**box(800), "y2": 1}, "is not a box"),
+    ):
+        labels = tmp_path / "labels.jsonl"
+        labels.write_text(json.dumps({"image": "0.png", "expected": expected(label)}))
+        async with AsyncPipeline(backend=reader(answer), cache="off") as pipeline:
+            with pytest.raises(ConfigError, match=rf"labels.jsonl:1: the label .* {said}"):
+                await Collector(pipeline, read_labelled([str(labels)]), **options).collect()
+
+
 def test_a_labelled_box_counts_for_the_first_that_has_it() -> None:
     one, near, other = box(100), box(100, off=0.05), box(100, off=0.4)
     assert right_boxes([one, other], [one, near, other], Rule("iou", 0.5)) == [True, False, True]
@@ -167,18 +198,3 @@ async def test_labels_that_are_no_boxes_are_named_before_anything_is_asked(
                 request={"evidence": True},
             )
     assert backend.asked == 0
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("name", ["the brand", "evidence"])
-async def test_a_label_that_reaches_beyond_its_picture_is_named(name: str, tmp_path: Path) -> None:
-    Image.new("RGB", (800, TALL)).save(tmp_path / "0.png")
-    box = {"x1": 10, "y1": 20, "x2": 99999, "y2": 30}
-    label = {"evidence": {"brand": box}} if name == "evidence" else {name: box}
-    (tmp_path / "far.jsonl").write_text(json.dumps({"image": "0.png", "expected": label}))
-    lines = read_labelled([str(tmp_path / "far.jsonl")])
-    targets = [] if name == "evidence" else [name]
-    async with AsyncPipeline(backend=reader(SEEN if name == "evidence" else FOUND), cache="off") as pipeline:
-        collector = Collector(pipeline, lines, targets=targets, request={"evidence": True} if not targets else None)
-        with pytest.raises(ConfigError, match=f"far.jsonl.*99999.*beyond the picture of 800 x {TALL}"):
-            await collector.collect()

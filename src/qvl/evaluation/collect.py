@@ -16,7 +16,7 @@ from qvl.calibration.abstain import has_field
 from qvl.calibration.calibration_file import evidence_name, field_name
 from qvl.errors import ConfigError, QvlError
 from qvl.evaluation.compare import LEAST_IOU, Compared, Rule, compare, corners, label_parts, right_boxes
-from qvl.evidence.answer_form import EVIDENCE, evidence_fields
+from qvl.evidence.answer_form import EVIDENCE, evidence_fields, has_shapes
 from qvl.evidence.locate import read_targets
 from qvl.pipeline.locate_call import LocateCall
 from qvl.pipeline.map_in_order import map_in_order
@@ -124,6 +124,7 @@ class Collector:
         self.targets = read_targets(targets) if targets else ()
         self._request = dict(request or {})
         self._generated = analysis.generation_schema(self.type.model)
+        self._placed = has_shapes(self._generated)
         self._boxed = evidence_fields(self._generated) if self._request.get(EVIDENCE) else ()
         boxes = {*self.targets, *map(evidence_name, self._boxed)}
         self._of_boxes = {name: rule for name, rule in (rules or {}).items() if name in boxes}
@@ -152,7 +153,9 @@ class Collector:
         for line in self._lines:
             fields = self._fields_of(line)
             labelled |= fields.keys()
-            for path, _ in label_parts(fields, self._rules):
+            for path, label in label_parts(fields, self._rules):
+                if self._is_place(label):
+                    _check_box(line, path, label)
                 if not has_field(self._generated, field_name(path)):
                     what = f"{line.where}: {path!r} is not a field of {self._generated.get('title', 'the schema')}"
                     hint = nearest(path, [*known, *self.questions]) if known else "see --schema and -q"
@@ -195,10 +198,11 @@ class Collector:
             named[name] = label if isinstance(label, list) else [label]
         for name, boxes in named.items():
             for box in boxes:
-                found = corners(box)
-                if found is None or min(found) < 0 or found[0] >= found[2] or found[1] >= found[3]:
-                    what = f"{line.where}: the label {str(box)[:60]} of {name!r} is not a box"
-                    raise ConfigError(what, hint=f"{BOX_FORM} in pixels of the picture, or null where there is none")
+                _check_box(line, name, box)
+
+    def _is_place(self, label: object) -> bool:
+        """Return whether the label of a field is a box on the picture."""
+        return self._placed and corners(label) is not None
 
     def _paths(self, line: Labelled) -> list[str]:
         fields = [self._outer(path) for path, _ in label_parts(self._fields_of(line), self._rules)]
@@ -323,6 +327,9 @@ class Collector:
     def _add_fields(self, found: Collected, index: int, line: Labelled, answer: AnalysisResult[object]) -> None:
         if answer.raw_confidence is None:
             raise _no_confidence()
+        for path, label in label_parts(self._fields_of(line), self._rules):
+            if self._is_place(label):
+                _check_edges(line, path, [label], answer.result.pictures)
         told = self._told(own_fields(answer.value), answer.value)
         parts = [
             replace(part, path=self._outer(part.path)) for part in compare(self._fields_of(line), told, self._rules)
@@ -341,6 +348,14 @@ class Collector:
             sure = answer.confidence if answer.confidence_method == CALIBRATED else None
             right = all(part.right for part in parts)
             found.answers.append(Judged(index, answer.raw_confidence, right, sure))
+
+
+def _check_box(line: Labelled, name: str, label: object) -> None:
+    """Raise ConfigError for a label that is not a box, or one with a corner left of or above the picture."""
+    found = corners(label)
+    if found is None or min(found) < 0 or found[0] >= found[2] or found[1] >= found[3]:
+        what = f"{line.where}: the label {str(label)[:60]} of {name!r} is not a box"
+        raise ConfigError(what, hint=f"{BOX_FORM} in pixels of the picture, or null where there is none")
 
 
 def _check_edges(line: Labelled, name: str, labels: Sequence[object], pictures: Sequence[Picture]) -> None:
