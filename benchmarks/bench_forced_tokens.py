@@ -59,7 +59,63 @@ INVOICE: Final = {
     "tax_amount": 78.38,
     "total_amount": 490.88,
 }
-CALL: Final = {"name": "search_catalog", "arguments": {"query": "blue enamel mug", "max_price": 20}}
+TEXT: Final = {"type": "string"}
+NUMBER: Final = {"type": "number"}
+
+
+def tool(name: str, **arguments: Any) -> Tool:
+    """Return a tool that needs all of its arguments, which are given by their schemas."""
+    parameters = {"type": "object", "properties": arguments, "required": list(arguments)}
+    return Tool(name, name.replace("_", " ").capitalize(), parameters)
+
+
+TOOLS: Final = (
+    tool("search_catalog", query=TEXT, max_price=NUMBER),
+    tool("get_weather", city=TEXT, unit={"enum": ["celsius", "fahrenheit"]}),
+    tool(
+        "add_to_cart",
+        product_id=TEXT,
+        quantity={"type": "integer"},
+        size={"enum": ["S", "M", "L", "XL"]},
+        gift_wrap={"type": "boolean"},
+    ),
+    tool(
+        "report_defect",
+        part={"enum": ["lid", "handle", "body", "base"]},
+        severity={"enum": ["minor", "major", "critical"]},
+        description=TEXT,
+    ),
+    tool(
+        "filter_products",
+        category={"enum": ["mug", "shoe", "shirt", "bag"]},
+        color={"enum": ["red", "blue", "green", "black"]},
+        max_price=NUMBER,
+        in_stock={"type": "boolean"},
+    ),
+)
+# What is asked, what is called for it, and which of the tools are offered.
+CALLS: Final[tuple[tuple[str, str, dict[str, Any], tuple[Tool, ...]], ...]] = (
+    ("tool call", "A blue mug below 20.", {"query": "blue enamel mug", "max_price": 20}, TOOLS[:1]),
+    ("tool call, an enum", "How warm is it in Berlin?", {"city": "Berlin", "unit": "celsius"}, TOOLS[1:2]),
+    (
+        "tool call, 4 arguments",
+        "Two of MUG-0042 in M.",
+        {"product_id": "MUG-0042", "quantity": 2, "size": "M", "gift_wrap": False},
+        TOOLS[2:3],
+    ),
+    (
+        "tool call, a sentence",
+        "The handle of my mug has a long crack.",
+        {"part": "handle", "severity": "major", "description": "a crack along the handle"},
+        TOOLS[3:4],
+    ),
+    (
+        "tool call, one of 5 tools",
+        "Blue mugs below 20 that you have here.",
+        {"category": "mug", "color": "blue", "max_price": 20, "in_stock": True},
+        TOOLS,
+    ),
+)
 PAGE: Final = (
     "Our enamel mugs are made of steel and fired twice at eight hundred degrees. They hold a third of a litre, weigh "
     "almost nothing and outlive every kitchen. Wash them by hand, keep them off induction plates, and expect a chip or "
@@ -92,15 +148,6 @@ def rows(own_words: bool) -> list[Row]:
         return (Message("user", parts),)
 
     prompt = PRODUCT_PROMPTS["en"]
-    tool = Tool(
-        "search_catalog",
-        "Find products by words and price.",
-        {
-            "type": "object",
-            "properties": {"query": {"type": "string"}, "max_price": {"type": "number"}},
-            "required": ["query", "max_price"],
-        },
-    )
     greedy = SamplingParams(max_tokens=400)
     free = SamplingParams(max_tokens=96, ignore_eos=True)
     return [
@@ -122,10 +169,13 @@ def rows(own_words: bool) -> list[Row]:
             ),
             json.dumps(INVOICE),
         ),
-        Row(
-            "tool call",
-            ChatRequest(user(TextPart("A blue mug below 20.")), greedy, tools=(tool,), tool_choice="required"),
-            f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>",
+        *(
+            Row(
+                name,
+                ChatRequest(user(TextPart(asked)), greedy, tools=offered, tool_choice="required"),
+                f"<tool_call>\n{json.dumps({'name': offered[-1].name, 'arguments': arguments})}\n</tool_call>",
+            )
+            for name, asked, arguments, offered in CALLS
         ),
         Row("prose", ChatRequest(user(TextPart("What do you sell?")), greedy), PAGE),
         Row("free text", ChatRequest(user(picture, TextPart("Describe the picture.")), free), None),

@@ -24,6 +24,7 @@ from tests.backends.local.test_equals_generate import check
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qvl.backends.local.backend import LocalBackend
     from qvl.types import ChatRequest
     from tests.backends.local.conftest import Opener
     from tests.backends.local.reference import Reference
@@ -81,6 +82,66 @@ def test_seeded_answers_logprobs_stops_and_choices_are_as_without(opened: Opener
         )
     assert off.stats()["drafted_tokens"] == 0 < on.stats()["accepted_tokens"]
     assert on.stats()["generated_tokens"] == off.stats()["generated_tokens"]
+
+
+FORM = Format(
+    "json_schema",
+    schema={
+        "type": "object",
+        "properties": {
+            "category": {"enum": ["mug", "shoe", "shirt"]},
+            "price": {"type": "number", "maximum": 99},
+            "name": {"type": "string", "maxLength": 8},
+            "sold": {"type": "boolean"},
+            "size": {"enum": ["small", "large"]},
+        },
+        "required": ["category", "price", "name", "sold", "size"],
+    },
+)
+
+
+@pytest.mark.parametrize(
+    "sampling", [{}, pytest.param({"temperature": 1.2, "seed": 3, "top_k": 30, "n": 2}, marks=pytest.mark.slow)]
+)
+def test_under_a_grammar_tokens_and_logprobs_are_as_without_guesses(
+    opened: Opener, random_folder: Path, sampling: dict[str, Any]
+) -> None:
+    wanted = [r.replace(response_format=FORM) for r in questions(4, logprobs=2, max_tokens=120, **sampling)]
+    off, on = opened(random_folder, speculate="off"), opened(random_folder, max_num_batched_tokens=48)
+    expected, results = run(off, *wanted), run(on, *wanted)
+    assert [told(result) for result in results] == [told(result) for result in expected]
+    for result, other in zip(results, expected, strict=True):
+        assert [token.logprob for token in result.logprobs or ()] == pytest.approx(
+            [token.logprob for token in other.logprobs or ()], abs=1e-4
+        )
+    stats = on.stats()
+    assert off.stats()["drafted_tokens"] == 0 < stats["accepted_tokens"] < stats["drafted_tokens"]
+    assert run(off, wanted[0])[0].text == run(on, wanted[0])[0].text
+    assert on.stats()["generated_tokens"] == off.stats()["generated_tokens"]
+    freed(on)
+
+
+@pytest.mark.parametrize(
+    ("schema", "before", "expected"),
+    [
+        ({"enum": ["mug", "shoe"]}, '{"a":', ' "'),
+        ({"type": "string"}, '{"a":', ' "'),
+        ({"type": "number"}, '{"a":', " "),
+        ({"type": "boolean"}, '{"a":', ""),
+        ({"type": ["string", "null"]}, '{"a":', ""),
+        ({"type": "string"}, '{"a": "mu', ""),
+    ],
+)
+def test_what_must_come_is_expected_as_the_tokenizer_mostly_spells_it(
+    tiny: LocalBackend, schema: dict[str, Any], before: str, expected: str
+) -> None:
+    assert tiny._loaded is not None
+    grammars, tokenizer = tiny._loaded.maker.grammars, tiny._loaded.checkpoint.tokenizer
+    whole = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    matcher = grammars.matcher(ask("x").replace(response_format=Format("json_schema", schema=whole)))
+    assert matcher is not None
+    assert all(matcher.consume_token(token) for token in tokenizer.encode(before))
+    assert tokenizer.decode(grammars.probable(matcher)) == expected
 
 
 def test_in_the_batch_invariant_mode_not_even_the_last_bit_changes(opened: Opener, random_folder: Path) -> None:

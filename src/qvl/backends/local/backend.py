@@ -86,8 +86,9 @@ class LocalBackend(Backend):
         quantize: "int8" quantises the text model's weights while loading, and its activations row by row, on a CPU;
             None computes with the weights as they are.
         batch_invariant: compute every answer exactly as if it were the only one in the batch, in any dtype; slower.
-        speculate: guess the next tokens from where the last ones stood before (prompt lookup), keeping what the model
-            would write anyway: "auto" on a CPU while few answers run, "on" on every device, "off" never.
+        speculate: guess the next tokens from where the last ones stood before (prompt lookup), or from the schema,
+            keeping what the model would write anyway: "auto" on a CPU while few answers run, "on" on every device,
+            "off" never.
         adapter: a LoRA adapter in PEFT's form (a folder or a hub id) that every request is answered with; or several
             by name, of which a request names one, or none for the model itself.
         device_map: "auto" spreads a checkpoint over several cards, a dict names the device of each module (as in

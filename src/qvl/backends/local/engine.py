@@ -16,6 +16,7 @@ from qvl.backends.local.mailbox import Mailbox
 from qvl.backends.local.model.sampler import Sampled, sample
 from qvl.backends.local.out_of_memory import OutOfMemoryPolicy, memory_error
 from qvl.backends.local.picture_encoder import PictureEncoder
+from qvl.backends.local.scheduling.lookup import can_guess
 from qvl.backends.local.scheduling.scheduler import Scheduler
 from qvl.backends.local.scheduling.sequence import Sequence, SequenceStatus
 from qvl.backends.local.scheduling.step import Step
@@ -177,7 +178,7 @@ class Engine:
         except Exception as exc:  # noqa: BLE001 - raised again where it is not the memory
             self._give_up(self._memory.shed(step, exc), exc)
         else:
-            self._emit(tokens, {chunk.sequence: chunk.draft for chunk in step.prefill if chunk.draft})
+            self._emit(tokens, _drafts(step))
             self.times.end(self.scheduler.work(step), sampled=bool(tokens))
 
     def _schedule(self) -> Step:
@@ -205,17 +206,24 @@ class Engine:
         if not (step.decode or step.prefill):
             return {}
         sequences, logits = self.runner.forward(step)
-        tokens = self._sample(sequences, logits)
+        tokens = self._sample(sequences, logits, _drafts(step))
         self.scheduler.commit(step)
         self.counters.steps += 1
         self._last_token = time.monotonic()
         return tokens
 
-    def _sample(self, sequences: list[Sequence], logits: Tensor) -> dict[Sequence, list[Sampled]]:
+    def _sample(
+        self, sequences: list[Sequence], logits: Tensor, drafts: Mapping[Sequence, tuple[int, ...]]
+    ) -> dict[Sequence, list[Sampled]]:
         tokens: dict[Sequence, list[Sampled]] = {sequence: [] for sequence in sequences}
         if not sequences:
             return tokens
-        matchers = [_guide(sequence) for sequence in sequences]
+        # A sequence with guesses has a row for each of them behind its own.
+        matchers = [
+            matcher
+            for sequence in tokens
+            for matcher in self._grammars.ahead(_guide(sequence), drafts.get(sequence, ()))
+        ]
         mask = self._grammars.mask(matchers, logits.device) if any(matchers) else None
         for sequence, sampled in zip(sequences, sample(logits, sequences, mask), strict=True):
             tokens[sequence].append(sampled)
@@ -251,16 +259,23 @@ class Engine:
         if sequence.ending is not None:
             self._finish(sequence, sequence.ending, now)
             return
-        right = next((at for at, guess in enumerate(draft) if sampled[at].token != guess), len(draft))
-        if draft and sequence.lookup is not None:
+        reason: FinishReason | None = None
+        right = 0
+        while reason is None and right <= len(draft):
+            known = len(sequence.tokens)
+            reason = self._append(sequence, sampled[right]) or self._force(sequence)
+            written = sequence.tokens[known:]
+            guessed = _agreeing(written, draft[right:])
+            right += guessed
+            if reason is None:
+                sequence.num_computed += guessed
+            if guessed < len(written):
+                break
+        if draft:
             self.counters.drafted_tokens += len(draft)
             self.counters.accepted_tokens += right
-            sequence.lookup.learn(len(draft), right)
-        reason = self._append(sequence, sampled[0]) or self._force(sequence)
-        for token in sampled[1 : 1 + right]:
-            if reason is None:
-                sequence.num_computed += 1  # of the guess before it
-                reason = self._append(sequence, token)
+            if sequence.lookup is not None:
+                sequence.lookup.learn(len(draft), right)
         if reason is None:
             self._send_pieces(sequence, now)
         else:
@@ -279,6 +294,8 @@ class Engine:
                 )
                 if reason is not None:
                     break
+        if matcher is not None and reason is None and self.scheduler.draft_rows and can_guess(sequence.sampling):
+            sequence.expected = self._grammars.probable(matcher)
         return reason
 
     def _close_thought(self, sequence: Sequence) -> FinishReason | None:
@@ -392,3 +409,13 @@ def _guide(sequence: Sequence) -> Matcher | None:
 
 def _output(sequence: Sequence) -> Detokenizer:
     return request_of(sequence).outputs[sequence.index]
+
+
+def _drafts(step: Step) -> dict[Sequence, tuple[int, ...]]:
+    return {chunk.sequence: chunk.draft for chunk in step.prefill if chunk.draft}
+
+
+def _agreeing(tokens: list[int], guesses: tuple[int, ...]) -> int:
+    """Return how many of the first tokens were guessed."""
+    pairs = enumerate(zip(tokens, guesses, strict=False))
+    return next((at for at, (token, guess) in pairs if token != guess), min(len(tokens), len(guesses)))

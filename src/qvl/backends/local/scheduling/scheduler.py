@@ -51,7 +51,7 @@ class Scheduler:
         max_num_batched_tokens: tokens of one step, decode and prefill together; bounds slices of pictures too.
         budget: time budget of the steps.
         key_cost: cost of attention to one earlier token, in units.
-        draft_rows: steps that decode fewer tokens than these are filled up with guesses; 0 guesses nothing.
+        draft_rows: steps that decode fewer tokens than these are filled up with guesses of text; 0 guesses nothing.
         shares: sequences can read each other's rows; else they copy what they have in common.
 
     Attributes:
@@ -181,20 +181,34 @@ class Scheduler:
         budget = self.max_num_batched_tokens - len(step.decode)
         for behind, sequence in zip(reversed(range(len(runs))), runs, strict=True):
             count = min(sequence.num_pending, budget - behind, sequence.max_chunk)
-            step.prefill.append(ScheduledTokens(sequence, sequence.num_computed, count))
-            budget -= count
-        if step.num_tokens < self.draft_rows:
+            draft = self._expected(sequence, sequence.num_computed + count, budget - behind - count)
+            step.prefill.append(ScheduledTokens(sequence, sequence.num_computed, count, draft))
+            budget -= count + len(draft)
+        if self.draft_rows:
             self._guess(step)
 
+    def _expected(self, sequence: Sequence, end: int, limit: int) -> tuple[int, ...]:
+        """Return the guesses of its grammar that a chunk up to `end` brings, at most `limit`.
+
+        They are nearly always right, so each takes a row now that it would take later: full steps have them too.
+        """
+        if not (self.draft_rows and sequence.expected) or end < len(sequence.tokens):
+            return ()
+        return sequence.expected[: max(0, min(limit, self._free(sequence)))]
+
+    def _free(self, sequence: Sequence) -> int:
+        """Return how many guesses may stand behind a sequence's tokens, in its row and in what it may still write."""
+        assert sequence.slot is not None
+        return min(sequence.slot.capacity + sequence.base - len(sequence.tokens), sequence.remaining - 1)
+
     def _guess(self, step: Step) -> None:
-        """Have sequences that decode one token bring guesses of the next ones, within `draft_rows` tokens."""
+        """Have sequences that decode one token bring guesses: of their text within `draft_rows` tokens."""
         plain: list[Sequence] = []
         rows = step.num_tokens
         for sequence in step.decode:
-            draft: tuple[int, ...] = ()
-            if sequence.lookup is not None and sequence.slot is not None:
-                room = min(sequence.slot.capacity + sequence.base - len(sequence.tokens), sequence.remaining - 1)
-                draft = sequence.lookup.guess(sequence.tokens, min(room, self.draft_rows - rows))
+            draft = self._expected(sequence, len(sequence.tokens), self.max_num_batched_tokens - rows)
+            if sequence.lookup is not None and rows < self.draft_rows:
+                draft = sequence.lookup.guess(sequence.tokens, min(self._free(sequence), self.draft_rows - rows))
             if draft:
                 step.prefill.append(ScheduledTokens(sequence, sequence.num_computed, 1, draft))
                 rows += len(draft)
@@ -293,9 +307,10 @@ class Scheduler:
             # Behind a very long context even one token may be beyond it.
             affordable = max(1, self._affordable(start, units))
             count = min(len(sequence.tokens) - start, affordable, remaining.tokens, sequence.max_chunk)
-            step.prefill.append(ScheduledTokens(sequence, start, count))
+            draft = self._expected(sequence, start + count, remaining.tokens - count)
+            step.prefill.append(ScheduledTokens(sequence, start, count, draft))
             sequence.num_scheduled = start + count
-            remaining.tokens -= count
+            remaining.tokens -= count + len(draft)
             remaining.units -= self._units(start, count)
 
     def _slices(self, step: Step, candidates: list[tuple[Sequence, float]], remaining: Remaining) -> None:

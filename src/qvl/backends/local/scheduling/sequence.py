@@ -91,6 +91,7 @@ class Sequence:
         thought: the bound of the reasoning, until that has ended by it.
         scores: of the prompt's tokens, if they are wanted of this sequence.
         ending: why the answer ends, if that is known before the prompt is computed.
+        expected: guesses of the next tokens, from the grammar.
         compared: while it waits, how many tokens it has in common with others, with both lengths then; `found` likewise
             with what is kept, as of which change of that. A queue is looked through at every step, and little changes.
     """
@@ -108,6 +109,7 @@ class Sequence:
     thought: ThoughtLimit | None = None
     scores: PromptScores | None = None
     ending: FinishReason | None = None
+    expected: tuple[int, ...] = ()
     tokens: list[int] = field(init=False)
     num_prompt: int = field(init=False)
     status: SequenceStatus = SequenceStatus.WAITING
@@ -168,6 +170,7 @@ class Sequence:
     def append(self, token: int) -> None:
         """Append a token that was sampled or forced."""
         self.tokens.append(token)
+        self.expected = ()
         if self._counts is not None:
             self._counts.add(token)
 

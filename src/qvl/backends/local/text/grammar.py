@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
@@ -20,6 +20,7 @@ from qvl.suggest import install_line
 if TYPE_CHECKING:
     import torch
     from llguidance import LLTokenizer
+    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
@@ -28,10 +29,14 @@ if TYPE_CHECKING:
 # What json.dumps writes: no room for endless white space, and two runs of one answer compare equal as text.
 SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
+# Tokens that may follow a text, of which is asked whether they change its spelling.
+TRIED: Final = 8
+
 
 class Matcher(Protocol):
     """llguidance's LLMatcher: the state of one answer in its grammar."""
 
+    def compute_ff_bytes(self) -> bytes: ...
     def compute_ff_tokens(self) -> list[int]: ...
     def consume_token(self, token: int) -> bool: ...
     def deep_copy(self) -> Self: ...
@@ -178,9 +183,54 @@ class Grammars:
         except Exception:  # noqa: BLE001 - a grammar that fails tells so with its next mask
             return []
 
+    def probable(self, matcher: Matcher) -> tuple[int, ...]:
+        """Return how a text that must come next is probably spelt, where it may be spelt otherwise; else ().
+
+        It may merge with what follows it, as a space and a quotation mark with a slash. The tokenizer's own spelling is
+        returned if most of what may follow leaves it as it is.
+        """
+        try:
+            text = b"" if matcher.is_stopped() else matcher.compute_ff_bytes()
+            if not text:
+                return ()
+            table, behind = self._tokens(), matcher.deep_copy()
+            spelt: list[int] = table.tokenize_bytes(text)
+            if not all(behind.consume_token(token) for token in spelt):
+                return ()
+            following = np.flatnonzero(self._spread(self._allowed([behind])))
+            tried = following[:: max(1, len(following) // TRIED)][:TRIED].tolist()
+            texts = [text + table.decode_bytes([token]) for token in tried]
+        except Exception:  # noqa: BLE001 - as of forced ones
+            return ()
+        kept = sum(table.tokenize_bytes(whole)[: len(spelt)] == spelt for whole in texts)
+        return tuple(spelt) if 2 * kept > len(texts) else ()
+
+    def ahead(self, matcher: Matcher | None, draft: Sequence[int]) -> Iterator[Matcher | None]:
+        """Yield `matcher`, and its states behind each token of `draft`; None behind one that it does not allow."""
+        yield matcher
+        for token in draft:
+            try:
+                matcher = None if matcher is None else matcher.deep_copy()
+                if matcher is not None and not matcher.consume_token(token):
+                    matcher = None
+            except Exception:  # noqa: BLE001 - the sequence's own matcher tells so when it gets there
+                matcher = None
+            yield matcher
+
     def mask(self, matchers: Sequence[Matcher | None], device: torch.device) -> Tensor:
         """Return bool [len(matchers), vocabulary], True where a token is forbidden; a None matcher forbids nothing."""
         import torch
+
+        allowed = self._allowed(matchers)
+        if device.type == "cpu":
+            return torch.from_numpy(self._spread(~allowed))
+        # An eighth of a byte crosses for each token, and one operator spreads it.
+        places = 2 ** torch.arange(8, device=device).to(torch.uint8)
+        spread = torch.bitwise_and(to_device(allowed, device).unsqueeze(-1), places)
+        return (spread == 0).flatten(1)[:, : self._vocab_size]
+
+    def _allowed(self, matchers: Sequence[Matcher | None]) -> NDArray[np.uint8]:
+        """Return a bit for each token of each matcher, set where it is allowed."""
         from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
         bits = allocate_token_bitmask(len(matchers), self._vocab_size)
@@ -192,15 +242,12 @@ class Grammars:
                     fill_next_token_bitmask(matcher, bits, row)
                 except Exception:  # noqa: BLE001 - whatever this one grammar raises, the others must not feel it
                     bits[row] = 0  # nothing is allowed, so the matcher refuses what is sampled and its request ends
-        allowed = bits.view(np.uint8)
-        if device.type == "cpu":
-            # A thirtieth of the time of torch's operators.
-            forbidden = np.unpackbits(~allowed, axis=1, count=self._vocab_size, bitorder="little")
-            return torch.from_numpy(forbidden.view(np.bool_))
-        # An eighth of a byte crosses for each token, and one operator spreads it.
-        places = 2 ** torch.arange(8, device=device).to(torch.uint8)
-        spread = torch.bitwise_and(to_device(allowed, device).unsqueeze(-1), places)
-        return (spread == 0).flatten(1)[:, : self._vocab_size]
+        allowed: NDArray[np.uint8] = bits.view(np.uint8)
+        return allowed
+
+    def _spread(self, bits: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        # A thirtieth of the time of torch's operators.
+        return np.unpackbits(bits, axis=1, count=self._vocab_size, bitorder="little").view(np.bool_)
 
 
 def _body(tools: Sequence[Tool], *, xml: bool) -> str:
