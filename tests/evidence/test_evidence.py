@@ -151,6 +151,26 @@ def test_a_box_that_a_schema_needs_is_asked_for_again() -> None:
             pipe.analyze(square(), schema=Part)
 
 
+def test_a_box_that_a_schema_does_not_need_is_left_out_and_told() -> None:
+    class Lid(BaseModel):
+        where: Box
+        hole: Box | None
+
+    told = ([1500, 0, 1600, 9], [], "hidden", [float("nan"), 1, 2, 3], [5, 5], RAW, None)
+    backend = talking(*[{"where": RAW, "hole": hole} for hole in told])
+    with Pipeline(backend=backend, cache="off") as pipe:
+        found = [pipe.analyze_result(square(), schema=Lid) for _ in told]
+    assert [one.value.hole for one in found] == [None, None, None, None, None, WHERE, None]
+    assert [one.value.where for one in found] == [WHERE] * len(told)
+    assert [note for one in found for note in one.result.notes] == [
+        "left out [1500, 0, 1600, 9] for 'hole': it is outside of the picture",
+        "left out [] for 'hole': not a box",
+        "left out hidden for 'hole': not a box",
+        "left out [nan, 1, 2, 3] for 'hole': not a number",
+        "left out [5, 5] for 'hole': not a box",
+    ]
+
+
 def test_evidence_that_is_none_is_left_out_and_told() -> None:
     wrong = {"brand": [1500, 0, 1600, 9], "category": "left", "attributes": [5, 5, 5, 9]}
     backend = talking({**PRODUCT, "evidence": wrong}, PRODUCT, formats=frozenset())

@@ -25,8 +25,9 @@ PAGE_OF: Final = "page_of"
 _FORMS: Final = frozenset(SHAPES)
 _DEEPEST: Final = 64
 _ASKED: Final = {"box": "box [x1, y1, x2, y2] on the picture", "point": "point [x, y] on the picture"}
-Visit: TypeAlias = Callable[[Form, object, str], object]
-"""Gets the form, the value and the path of a box or point in an answer, and returns what stands there instead."""
+Visit: TypeAlias = Callable[[Form, object, str, bool], object]
+"""Gets the form, the value and the path of a box or point in an answer, and whether it may be null; returns what stands
+there instead."""
 
 
 def form_of(node: object) -> Form | None:
@@ -137,8 +138,11 @@ class AnswerForm:
         if self.pages and isinstance(numbers := data.get(PAGE_OF), Mapping):
             read.pages = {str(name): number for name, number in numbers.items() if number in self.pages}
 
-        def place(form: Form, value: object, path: str) -> object:
+        def place(form: Form, value: object, path: str, optional: bool) -> object:
             shape, told = self._shape(form, value, path)
+            if shape is None and optional:
+                read.notes.append(f"left out {told}")
+                return None
             if shape is None:
                 read.faults.append(told)
                 return value
@@ -210,7 +214,7 @@ def shapes_in(data: object, schema: JsonObject) -> Iterator[tuple[str, Box | Poi
     """Yield (path, box or point) of every place in a mapped answer."""
     found: list[tuple[str, Box | Point]] = []
 
-    def note(form: Form, value: object, path: str) -> object:
+    def note(form: Form, value: object, path: str, optional: bool) -> object:
         found.append((path, SHAPES[form].from_json(value)))
         return value
 
@@ -224,22 +228,29 @@ def visit_shapes(data: object, schema: JsonMapping, visit: Visit) -> object:
     return _visit(data, schema, schema, visit, "", _DEEPEST)
 
 
-def _visit(data: object, node: object, root: JsonMapping, visit: Visit, path: str, depth: int) -> object:
+def _visit(
+    data: object, node: object, root: JsonMapping, visit: Visit, path: str, depth: int, *, optional: bool = False
+) -> object:
     if depth < 0 or not isinstance(node, Mapping) or data is None:
         return data
     form = form_of(node)
     if form is not None:
-        return visit(form, data, path)
+        return visit(form, data, path, optional)
     if isinstance(node.get("$ref"), str):
         data = _visit(data, at_pointer(root, unquote(node["$ref"])), root, visit, path, depth - 1)
     for part in node.get("allOf") or ():
         data = _visit(data, part, root, visit, path, depth - 1)
     for word in ("anyOf", "oneOf"):
-        branches = [part for part in node.get(word) or () if _could_be(data, part, root)]
+        parts = list(node.get(word) or ())
+        null = any(isinstance(part, Mapping) and part.get("type") == "null" for part in parts)
+        branches = [part for part in parts if _could_be(data, part, root)]
+        if null and not branches:
+            # What is no place at all is none, where there need not be one.
+            branches = [part for part in parts if form_of(part) is not None]
         if branches:
             # Two numbers are a point where there may be a box or a point.
             branch = next((part for part in branches if _is_exactly(data, part)), branches[0])
-            data = _visit(data, branch, root, visit, path, depth - 1)
+            data = _visit(data, branch, root, visit, path, depth - 1, optional=null)
     if isinstance(data, Mapping):
         properties, more = node.get("properties") or {}, node.get("additionalProperties")
         return {
