@@ -122,6 +122,80 @@ def test_anthropics_form_is_read_in_the_same_way(front: Running, upstream: Scrip
     assert upstream.chats[-1].body["messages"][-1]["content"][1]["image_url"]["url"] == f"data:image/jpeg;base64,{JPEG}"
 
 
+URL = f"data:image/jpeg;base64,{JPEG}"
+SHOWN = {
+    "role": "user",
+    "content": [{"type": "input_text", "text": "A shoe"}, {"type": "input_image", "image_url": URL}],
+}
+ROUTES = {
+    "/v1/responses": {"input": [SHOWN], "store": False},
+    "/v1/analyze": {"images": [URL, URL]},
+    "/v1/locate": {"image": URL, "targets": "the brand"},
+    "/v1/decisions": {"input": [SHOWN], "questions": [{"type": "predicate", "instructions": "Is it new?"}]},
+    "/tokenize": user(TEXT, image(URL)),
+    "/v1/messages/count_tokens": {
+        "model": "echo",
+        **user(TEXT, {"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": JPEG}}),
+    },
+}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_every_route_with_pictures_reads_them_so(
+    front: Running, upstream: ScriptedEndpoint, monkeypatch: Any, path: str
+) -> None:
+    def answer() -> tuple[int, list[Any]]:
+        before = len(upstream.requests)
+        status = front.post(path, ROUTES[path]).status_code
+        return status, [one.body and one.body.get("messages") for one in upstream.requests[before:]]
+
+    with monkeypatch.context() as patch:
+        # By which a body is read whole.
+        patch.setattr("qvl.server.serving.validated", None)
+        lifted = answer()
+    monkeypatch.setattr("qvl.server.serving.lift", lambda body, max_bytes: None)
+    assert answer() == lifted
+    # What an endpoint without it says to /tokenize is no answer, but it was asked.
+    assert URL in json.dumps(lifted[1])
+
+
+def test_a_response_is_kept_with_its_pictures_as_they_came(upstream: ScriptedEndpoint) -> None:
+    running = start(OpenAIBackend("echo", base_url=upstream.url, probe=False), cache="memory:")
+    try:
+        first = running.post("/v1/responses", {"input": [SHOWN]}).json()
+        kept = running.get(f"/v1/responses/{first['id']}/input_items").json()
+        assert kept["data"][0]["content"][1]["image_url"] == URL
+        second = {"input": "And what colour?", "previous_response_id": first["id"]}
+        assert running.post("/v1/responses", second).status_code == 200
+        assert upstream.chats[-1].body["messages"][0]["content"][1]["image_url"]["url"] == URL
+    finally:
+        running.stop()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/analyze", {"image": JPEG}),
+        ("/v1/analyze", {"image": URL[:-8] + "*" + URL[-7:]}),
+        ("/v1/analyze", {"image": URL[: len(URL) // 8 * 4]}),
+        ("/v1/analyze", {"images": [URL], "language": URL}),
+        ("/v1/locate", {"image": JPEG, "targets": "the brand"}),
+        ("/v1/locate", {"image": URL, "targets": URL, "points": "yes"}),
+        ("/v1/responses", {"input": [{**SHOWN, "role": URL}], "store": False}),
+        ("/v1/responses", {"input": [{**SHOWN, "content": [{"type": "input_image", "image_url": JPEG}]}]}),
+        ("/v1/decisions", {"input": [SHOWN], "questions": [{"type": "predicate", "instructions": ""}]}),
+    ],
+)
+def test_other_routes_refuse_in_the_same_words_too(
+    front: Running, monkeypatch: Any, path: str, body: dict[str, Any]
+) -> None:
+    lifted = front.post(path, body)
+    monkeypatch.setattr("qvl.server.serving.lift", lambda body, max_bytes: None)
+    plain = front.post(path, body)
+    assert plain.status_code >= 400
+    assert (lifted.status_code, lifted.json()) == (plain.status_code, plain.json())
+
+
 def test_python_s_escaped_slashes_are_read_as_ever(front: Running, upstream: ScriptedEndpoint) -> None:
     url = f"data:image/jpeg;base64,{JPEG}"
     with front.client() as client:

@@ -147,10 +147,9 @@ def is_picture(part: object) -> bool:
     return isinstance(part, Mapping) and _bare_kind(part) in (*_PICTURES, *_VIDEOS, *_DOCUMENTS)
 
 
-def picture_texts(items: Iterable[JsonMapping], field: str) -> Iterator[str]:
-    """Yield the texts of each item's `field` (a list of parts) that `read_part` may take for a picture's source."""
-    for item in items:
-        parts = item.get(field)
+def picture_texts(items: Iterable[JsonMapping], *fields: str) -> Iterator[str]:
+    """Yield the texts of each item's `fields` (lists of parts) that `read_part` may take for a picture's source."""
+    for parts in (item.get(field) for item in items for field in fields):
         for part in filter(is_picture, parts) if isinstance(parts, list) else ():
             for name in (*_SOURCES, "video_url", "video", "file", "file_data", "file_url"):
                 value = part.get(name)

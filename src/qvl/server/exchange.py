@@ -33,6 +33,7 @@ from qvl.server.state import end_now
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
+    from qvl.pipeline.parse_parts import UnreadPicture
     from qvl.server.lift_pictures import Lifted
     from qvl.server.request_body import ReadBody
     from qvl.server.state import ServerCore
@@ -136,6 +137,10 @@ class Exchange:
             came(len(pieces[-1]))
             more = event.get("more_body", False)
         return b"".join(pieces)
+
+    def as_sent(self, picture: UnreadPicture) -> UnreadPicture:
+        """Return a picture of the body with its base64, which may have been taken out before the body was read."""
+        return picture if self.lifted is None else self.lifted.put_back(picture)
 
     async def next_piece(self, size: int) -> tuple[bytes, bool]:
         """Return the next piece of a body of which `size` bytes came, and whether it is the last, for large uploads.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from qvl.media import base64_codec, sources
 from qvl.media.base64_codec import Base64Picture
@@ -18,6 +18,7 @@ from qvl.pipeline.parse_parts import UnreadPicture
 if TYPE_CHECKING:
     from qvl.media.picture import PictureSource
 
+T = TypeVar("T")
 LONG: Final = 16 * 1024
 # Texts that are looked at: a body of more has long been read before they are all found.
 MOST_TEXTS: Final = 2_000
@@ -41,16 +42,31 @@ class Lifted:
 
     def put_back(self, picture: UnreadPicture) -> UnreadPicture:
         """Return the picture with what stood in the place of a mark at the end of its source."""
-        source, length = picture.source, len(self.mark(0))
-        if not isinstance(source, str) or source[-length:-4] != self.key:
+        if (number := self._marked(picture.source)) is None:
             return picture
-        text, data = self.found[int(source[-4:])]
-        head = source[:-length]
+        text, data = self.found[number]
+        head = cast("str", picture.source)[: -len(self.mark(0))]
         if head.endswith(",") and sources.is_base64(head[:-1]):
             own: object = Base64Picture(head[:-1], text, data)
         else:
             own = head + bytes(text).decode("ascii")
         return replace(picture, source=cast("PictureSource", own))
+
+    def written_out(self, value: T) -> T:
+        """Return a JSON value with the base64 itself in its texts, as it was sent."""
+        whole: object = value
+        if isinstance(value, dict):
+            whole = {name: self.written_out(item) for name, item in value.items()}
+        elif isinstance(value, list):
+            whole = [self.written_out(item) for item in value]
+        elif isinstance(value, str) and (number := self._marked(value)) is not None:
+            whole = value[: -len(self.mark(0))] + bytes(self.found[number][0]).decode("ascii")
+        return cast("T", whole)
+
+    def _marked(self, text: object) -> int | None:
+        """Return the number of the mark at the end of `text`; None if there is none."""
+        length = len(self.mark(0))
+        return int(text[-4:]) if isinstance(text, str) and text[-length:-4] == self.key else None
 
 
 def lift(body: bytes, max_bytes: int) -> Lifted | None:

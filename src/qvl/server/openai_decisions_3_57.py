@@ -6,7 +6,7 @@ It is in beta and has changed within minor releases of the client, so all that i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Final, Literal, NotRequired, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, with_config
@@ -16,6 +16,7 @@ from qvl.decisions.answers import Decision, Decisions
 from qvl.decisions.questions import MAX_QUESTIONS, Score
 from qvl.errors import UnsupportedInputError
 from qvl.pipeline.parse_fields import refuse_others, text_of, unknown, wrong
+from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.server.responses_input import messages_of
 from qvl.server.schemas import CONTENT, MAX_MESSAGES, STRICT, TEXT, read_by_hand
 from qvl.types import JsonMapping, JsonObject, Usage
@@ -132,8 +133,12 @@ class DecisionAnswers(TypedDict):
     usage: DecisionUsage
 
 
-def messages_from(given: str | Sequence[JsonObject]) -> list[JsonObject]:
+def messages_from(
+    given: str | Sequence[JsonObject], shown: Callable[[UnreadPicture], UnreadPicture] = lambda picture: picture
+) -> list[JsonObject]:
     """Return the input as messages whose last is the user's, behind which the questions are asked.
+
+    `shown` returns a picture as it was sent.
 
     Raises:
         RequestError: an invalid item; the error names the item, the part and the field.
@@ -157,6 +162,9 @@ def messages_from(given: str | Sequence[JsonObject]) -> list[JsonObject]:
             called[item.get("call_id")] = kind
         items.append(_item(item, kind, where))
     messages = messages_of(items, b"", "input")
+    for message in messages:
+        parts = message["content"]
+        message["content"] = parts and [shown(part) if isinstance(part, UnreadPicture) else part for part in parts]
     if messages[-1]["role"] != "user":
         messages.append({"role": "user", "content": []})
     elif messages[-1]["content"]:

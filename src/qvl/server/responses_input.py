@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from qvl.pipeline.parse_fields import refuse_others, text_of, unknown, wrong
-from qvl.pipeline.parse_parts import read_content
+from qvl.pipeline.parse_parts import picture_texts, read_content
 from qvl.server.signing import read_signed
 from qvl.types import JsonMapping, JsonObject
 
@@ -15,6 +15,11 @@ _ROLES: Final = ("user", "assistant", "system", "developer")
 _ECHOES: Final = frozenset(
     {"id", "status", "phase", "parsed_arguments", "metadata", "cache_control", "namespace", "caller", "created_by"}
 )
+
+
+def item_texts(items: str | Iterable[JsonMapping]) -> Iterable[str]:
+    """Return the texts of an input that `messages_of` may take for a picture's source."""
+    return () if isinstance(items, str) else picture_texts(items, "content", "output")
 
 
 def messages_of(items: Sequence[JsonMapping], key: bytes, name: str = "input") -> list[JsonObject]:

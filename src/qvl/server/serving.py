@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
@@ -18,7 +18,7 @@ from qvl.media.gate import MEDIUM, SMALL
 from qvl.media.video import Video, paged
 from qvl.pipeline.call import RequestCall
 from qvl.pipeline.load_pictures import load_pictures
-from qvl.pipeline.parse_parts import is_picture, picture_field, picture_texts
+from qvl.pipeline.parse_parts import is_picture, picture_field
 from qvl.pipeline.parse_request import draft_request
 from qvl.server.cache_headers import headers_for, policy_of
 from qvl.server.errors import from_validation
@@ -74,10 +74,11 @@ def validated(schema: type[BodyT], body: bytes) -> BodyT:
         raise from_validation(exc, body) from exc
 
 
-async def read_request(
-    exchange: Exchange, schema: type[BodyT], messages: Callable[[BodyT], Sequence[JsonMapping]]
-) -> BodyT:
-    """Return the body of the request in the form `schema`, with marks in its `messages`; see `Exchange.lifted`.
+async def read_request(exchange: Exchange, schema: type[BodyT], texts: Callable[[BodyT], Iterable[str]]) -> BodyT:
+    """Return the body of the request in the form `schema`.
+
+    `texts` are those in it that are read as sources of pictures, all by way of `Exchange.as_sent`: a mark may stand
+    there in the place of base64.
 
     Raises:
         RequestError: invalid JSON or fields; the error names the field.
@@ -92,7 +93,7 @@ async def read_request(
         except ValidationError:
             # Of which the whole body tells more.
             return validated(schema, await checked_json(raw))
-        if lifted.are_all_in(picture_texts(messages(body), "content")):
+        if lifted.are_all_in(texts(body)):
             exchange.lifted = lifted
             return body
     return validated(schema, await checked_json(raw))
@@ -190,9 +191,7 @@ async def chat_request(
     params["request_id"], params["extra"], params["adapter"] = exchange.request_id, fields, core.adapter_of(name)
     draft = draft_request(messages, **params)
     core.refuse_many_images(sum(not picture.video for picture in draft.pictures))
-    pictures = draft.pictures
-    if exchange.lifted is not None:
-        pictures = tuple([exchange.lifted.put_back(picture) for picture in pictures])
+    pictures = [exchange.as_sent(picture) for picture in draft.pictures]
     loaded = await load_pictures(pictures, core.settings.media, digests=core.executor.digests)
     core.refuse_many_images(sum(not isinstance(shown, Video) for shown in paged(loaded)))
     request = draft.finished(loaded)

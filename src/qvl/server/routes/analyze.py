@@ -16,13 +16,14 @@ from qvl.errors import RequestError
 from qvl.ids import new_id
 from qvl.pipeline.analyze_call import AnalyzeCall, version_of
 from qvl.pipeline.analyze_document import analyze as analyze_pages
+from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.server.answers import Analysis
 from qvl.server.errors import from_validation
 from qvl.server.openai_format import usage_of
 from qvl.server.request_body import OF_MEDIA
 from qvl.server.routes.locate import overlay_url, task_params
 from qvl.server.schemas import AnalyzeRequest
-from qvl.server.serving import ServedRequest, cache_policy, validated
+from qvl.server.serving import ServedRequest, cache_policy, read_request
 from qvl.types import ChatRequest, JsonMapping, Message
 
 if TYPE_CHECKING:
@@ -40,15 +41,15 @@ async def analyze(exchange: Exchange) -> None:
 
     The body is JSON, or the picture or PDF itself; then `language` and `model` are query parameters.
     """
-    data = await exchange.body()
-    sources: Sequence[str | bytes]
+    sources: Sequence[UnreadPicture | bytes]
     if exchange.media_type.startswith(OF_MEDIA):
-        body, sources = _from_query(exchange), [data]
+        sources = [await exchange.body()]
+        body = _from_query(exchange)
     else:
-        body = validated(AnalyzeRequest, data)
+        body = await read_request(exchange, AnalyzeRequest, lambda body: (body.image or "", *(body.images or ())))
         shown = "image" if body.images is None else "images"
         exchange.field_names = {"messages": shown, "response_format": "schema"}
-        sources = _sources(body)
+        sources = [exchange.as_sent(UnreadPicture(source)) for source in _sources(body)]
         several = body.images or ()
         exchange.picture_params = lambda: [f"images[{number}]" for number, _ in enumerate(several)] or ["image"]
     exchange.core.refuse_many_images(len(sources))
@@ -81,7 +82,11 @@ def _sources(body: AnalyzeRequest) -> list[str]:
 
 
 async def _analyze(
-    exchange: Exchange, body: AnalyzeRequest, sources: Sequence[str | bytes], schema: type[BaseModel], language: str
+    exchange: Exchange,
+    body: AnalyzeRequest,
+    sources: Sequence[UnreadPicture | bytes],
+    schema: type[BaseModel],
+    language: str,
 ) -> AnalysisResult[object]:
     core = exchange.core
     params = cast("AnalyzeParams", task_params(exchange, body))

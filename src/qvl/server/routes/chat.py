@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qvl.errors import RequestError
+from qvl.pipeline.parse_parts import picture_texts
 from qvl.server.answers import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 async def chat_completions(exchange: Exchange) -> None:
     """Answer one chat request, as JSON or as server-sent events."""
-    body = await read_request(exchange, ChatCompletionRequest, lambda body: body.messages)
+    body = await read_request(exchange, ChatCompletionRequest, lambda body: picture_texts(body.messages, "content"))
     name_request(exchange, body)
     exchange.field_names = _names(body)
     exchange.picture_params = lambda: picture_params("messages", body.messages, "content")

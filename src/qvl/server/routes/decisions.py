@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from qvl.decisions.questions import Question, read_questions
 from qvl.pipeline.decide import decide
 from qvl.server import openai_decisions_3_57, systemone_0_2
-from qvl.server.serving import ServedRequest, cache_policy, validated
+from qvl.server.responses_input import item_texts
+from qvl.server.serving import ServedRequest, cache_policy, read_request, validated
 from qvl.types import ChatRequest, JsonMapping, Message
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ _NO_CHAT = ChatRequest((Message("user"),))
 async def decisions(exchange: Exchange) -> None:
     """Answer each question with the probability of every answer that it may have."""
     wire = openai_decisions_3_57
-    body = validated(wire.DecisionRequest, await exchange.body())
+    body = await read_request(exchange, wire.DecisionRequest, lambda body: item_texts(body.input))
 
     async def answer() -> None:
         name = exchange.core.served(body.model)
         questions = await _aside(len(body.questions), lambda: read_questions(wire.questions_from(body.questions)))
-        messages, paths = wire.messages_from(body.input), wire.picture_paths(body)
+        messages, paths = wire.messages_from(body.input, exchange.as_sent), wire.picture_paths(body)
         salt = body.prompt_cache_key or ""
         await _answer(exchange, name, questions, messages, paths, lambda told: wire.answers_from(told, name), salt=salt)
 

@@ -12,10 +12,11 @@ from typing_extensions import TypedDict
 from qvl.errors import ConfigError, RequestError
 from qvl.ids import new_id
 from qvl.pipeline.locate_call import LocateCall
+from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.server.answers import Count, TokenUsage
 from qvl.server.openai_format import usage_of
 from qvl.server.schemas import LocateRequest, TaskFields
-from qvl.server.serving import ServedRequest, cache_policy, validated
+from qvl.server.serving import ServedRequest, cache_policy, read_request
 from qvl.types import ChatRequest, JsonObject, Message
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class LocatedObjects(TypedDict):
 
 async def locate(exchange: Exchange) -> None:
     """Answer with a box (or point) in pixels of the original picture, and a confidence, for everything located."""
-    body = validated(LocateRequest, await exchange.body())
+    body = await read_request(exchange, LocateRequest, lambda body: [body.image])
     exchange.picture_params = lambda: ["image"]
     exchange.core.refuse_many_images(1)
     name = exchange.core.served(body.model)
@@ -87,7 +88,7 @@ async def _locate(exchange: Exchange, body: LocateRequest) -> Locations:
     params: LocateParams = {**task_params(exchange, body), "max_tokens": body.max_tokens}
     try:
         call = LocateCall(
-            body.image,
+            exchange.as_sent(UnreadPicture(body.image)),
             body.targets,
             core.executor,
             cache_policy(exchange, deterministic=True),

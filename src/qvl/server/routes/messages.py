@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Unpack
 
 from qvl.errors import QvlError, RateLimitError, RequestError
 from qvl.ids import new_id
+from qvl.pipeline.parse_parts import picture_texts
 from qvl.server.answers import dumps
 from qvl.server.errors import ErrorForm, status_of
 from qvl.server.in_turn import InTurn, Piece
@@ -25,7 +26,7 @@ from qvl.server.messages_answers import (
 from qvl.server.messages_input import Conversation
 from qvl.server.messages_schemas import CountTokensRequest, MessagesRequest
 from qvl.server.openai_format import notes_of
-from qvl.server.serving import chat_request, read_request, stream, validated
+from qvl.server.serving import chat_request, read_request, stream
 from qvl.server.signing import signature_of
 from qvl.types import Choice, Chunk, JsonObject, Result, ToolCallDelta, Usage
 
@@ -82,13 +83,13 @@ MESSAGE_ERRORS: Final = ErrorForm(message_status, message_error, MessageError, b
 
 async def messages(exchange: Exchange) -> None:
     """Answer a conversation, as JSON or as server-sent events, in the form of Anthropic's Messages API."""
-    body = await read_request(exchange, MessagesRequest, lambda body: body.messages)
+    body = await read_request(exchange, MessagesRequest, lambda body: picture_texts(body.messages, "content"))
     await exchange.until_done(lambda: _answer(exchange, body))
 
 
 async def count_tokens(exchange: Exchange) -> None:
     """Answer with the number of tokens of a conversation as the model is shown it, pictures and tools included."""
-    body = validated(CountTokensRequest, await exchange.body())
+    body = await read_request(exchange, CountTokensRequest, lambda body: picture_texts(body.messages, "content"))
     await exchange.until_done(lambda: _count(exchange, body))
 
 

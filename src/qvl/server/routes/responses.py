@@ -12,10 +12,10 @@ from qvl.ids import new_id
 from qvl.server.answers import DeletedResponse, InputItemList, OutputItem, Response, dumps
 from qvl.server.errors import HttpError
 from qvl.server.response_store import PREFIX, KeptResponse, not_found, not_kept
-from qvl.server.responses_input import messages_of
+from qvl.server.responses_input import item_texts, messages_of
 from qvl.server.responses_output import EventWriter, ItemMaker, finished
 from qvl.server.responses_schemas import ENCRYPTED, LOGPROBS, ResponsesRequest
-from qvl.server.serving import chat_request, picture_params, stream, validated
+from qvl.server.serving import chat_request, picture_params, read_request, stream
 from qvl.server.tool_choice import choose_tools
 from qvl.types import ChatRequest, JsonObject
 
@@ -40,7 +40,7 @@ async def responses(exchange: Exchange) -> None:
 
     The response is kept for `previous_response_id`, unless `store` is false or the server has no cache.
     """
-    body = validated(ResponsesRequest, await exchange.body())
+    body = await read_request(exchange, ResponsesRequest, lambda body: item_texts(body.input))
     exchange.field_names = _NAMES if "reasoning_effort" in (body.model_extra or ()) else _NAMES | _EFFORT
     await exchange.until_done(lambda: _answer(exchange, body))
 
@@ -75,7 +75,8 @@ async def _answer(exchange: Exchange, body: ResponsesRequest) -> None:
 
     async def keep(response: Response) -> None:
         if response["store"]:
-            kept: KeptResponse = {"response": response, "input": items, "previous": body.previous_response_id}
+            whole = items if exchange.lifted is None else exchange.lifted.written_out(items)
+            kept: KeptResponse = {"response": response, "input": whole, "previous": body.previous_response_id}
             await core.responses.keep(namespace, kept)
 
     if body.stream:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qvl.errors import RequestError
+from qvl.pipeline.parse_parts import picture_texts
 from qvl.server.answers import DetokenizedText, TokenList
 from qvl.server.schemas import DetokenizeRequest, TokenizeRequest
-from qvl.server.serving import chat_request, picture_params, refuse_extra, validated
+from qvl.server.serving import chat_request, picture_params, read_request, refuse_extra, validated
 
 if TYPE_CHECKING:
     from qvl.pipeline.parse_request import RequestParams
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 async def tokenize(exchange: Exchange) -> None:
     """Answer with the token ids of `messages` as the model is shown them, pictures included, or of a `prompt`."""
-    body = validated(TokenizeRequest, await exchange.body())
+    body = await read_request(exchange, TokenizeRequest, lambda body: picture_texts(body.messages or (), "content"))
     messages = body.messages
     if (messages is None) == (body.prompt is None):
         raise RequestError("name one of messages and prompt", param="messages", code="invalid_value")
