@@ -166,10 +166,11 @@ class SamplingParams:
     ] = None
 
     def __post_init__(self) -> None:
-        for name, known in PARAMETERS.items():
+        for (name, default), value in zip(_DEFAULTS, _VALUES(self), strict=True):
             # Most of them are left alone.
-            if (value := getattr(self, name)) is known.default:
+            if value is default:
                 continue
+            known = PARAMETERS[name]
             if value is not None:
                 value = _READERS[known.kind]((value,) if isinstance(value, str) and known.texts else value)
                 if value is None:
@@ -214,7 +215,12 @@ class SamplingParams:
 
     def changed(self) -> dict[str, object]:
         """Return the fields that differ from their defaults, by name."""
-        return {name: value for name, default in _DEFAULTS if (value := getattr(self, name)) != default}
+        # Most of them are the very default.
+        return {
+            name: value
+            for (name, default), value in zip(_DEFAULTS, _VALUES(self), strict=True)
+            if value is not default and value != default
+        }
 
 
 def _real(value: float) -> float:
@@ -256,3 +262,4 @@ def _parameters() -> Iterator[tuple[str, Parameter]]:
 PARAMETERS: Final[Mapping[str, Parameter]] = MappingProxyType(dict(_parameters()))
 """Every sampling parameter by its name, in the order of `SamplingParams`."""
 _DEFAULTS: Final = tuple((name, known.default) for name, known in PARAMETERS.items())
+_VALUES: Final = operator.attrgetter(*PARAMETERS)

@@ -198,6 +198,9 @@ class ChatRequest:
     priority: int = 0
     prefill: tuple[int, ...] = ()
     adapter: str = ""
+    # They are asked for some thirty times.
+    _pictures: tuple[Picture, ...] | None = field(default=None, init=False, repr=False, compare=False)
+    _videos: tuple[Video, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.reasoning_effort not in (None, *EFFORTS):
@@ -216,12 +219,20 @@ class ChatRequest:
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """Return all pictures of the conversation, in order; those of a video are its frames."""
-        return tuple([picture for message in self.messages for picture in message.pictures])
+        if self._pictures is None:
+            found = tuple([picture for message in self.messages for picture in message.pictures])
+            object.__setattr__(self, "_pictures", found)
+            return found
+        return self._pictures
 
     @property
     def videos(self) -> tuple[Video, ...]:
         """Return all videos of the conversation, in order."""
-        return tuple([video for message in self.messages for video in message.videos])
+        if self._videos is None:
+            found = tuple([video for message in self.messages for video in message.videos])
+            object.__setattr__(self, "_videos", found)
+            return found
+        return self._videos
 
     def prompt_fields(self) -> JsonObject:
         """Return those of the fields that shape a prompt and differ from their defaults, as JSON."""

@@ -135,10 +135,14 @@ def jpeg_frame(data: bytes) -> tuple[bool, float]:
         if marker in _FRAMES:
             several = marker not in (0xC0, 0xC1, 0xC9)
             components = data[at + 9] if at + 9 < len(data) else 0
-            factors = [data[at + 11 + 3 * index] for index in range(components) if at + 11 + 3 * index < len(data)]
-            areas = [(factor >> 4) * (factor & 15) for factor in factors]
-            largest = max((f >> 4 for f in factors), default=1) * max((f & 15 for f in factors), default=1)
-            planes = sum(areas) / max(1, largest)
+            # One byte of the three that a component has.
+            factors = data[at + 11 : at + 11 + 3 * components : 3]
+            area = widest = highest = 0
+            for factor in factors:
+                wide, high = factor >> 4, factor & 15
+                area += wide * high
+                widest, highest = max(widest, wide), max(highest, high)
+            planes = area / max(1, widest * highest)
         elif marker == _START_OF_SCAN:
             return several or data[at + 4 : at + 5] != bytes([components]), max(1.0, planes)
     return True, 4

@@ -27,7 +27,7 @@ from qvl.pipeline.job import CacheHit, CacheMiss, Job, Outcome, Streaming
 from qvl.pipeline.load_pictures import decode_pictures, is_one_local, load_pictures, naming, read_pictures
 from qvl.pipeline.single_flight import CLOSE_SECONDS, Flight, FlightBoard, Written, within
 from qvl.plugins.host import PluginHost
-from qvl.types import CacheState, ChatRequest, Chunk, JsonObject, Result, Timing
+from qvl.types import CacheState, ChatRequest, Chunk, JsonObject, Result, Timing, Usage
 
 if TYPE_CHECKING:
     from qvl.calibration.calibrator import Calibrator
@@ -433,7 +433,7 @@ class Executor:
         return Outcome(
             Result(
                 choices=folder.choices(),
-                usage=dataclasses.replace(folder.usage, video_frames=sum(len(video.frames) for video in videos)),
+                usage=_with_frames(folder.usage, sum(len(video.frames) for video in videos)),
                 timing=timing,
                 notes=folder.notes,
                 model=request.adapter or self.backend.model,
@@ -442,6 +442,10 @@ class Executor:
                 prompt=folder.prompt,
             )
         )
+
+
+def _with_frames(usage: Usage, frames: int) -> Usage:
+    return usage if usage.video_frames == frames else dataclasses.replace(usage, video_frames=frames)
 
 
 def _state(job: Job, outcome: Outcome, joined: bool) -> CacheState:

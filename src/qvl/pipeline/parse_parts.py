@@ -122,7 +122,10 @@ def read_part(part: object, where: str) -> ContentPart:
         return TextPart(text_of(part, _TEXTS[kind][0], where))
     if kind in _DOCUMENTS:
         return _document(part, kind, where)
-    return _video(part, where) if kind in _VIDEOS else replace(_picture(part, kind, where), pages=_pages(part, where))
+    if kind in _VIDEOS:
+        return _video(part, where)
+    picture, pages = _picture(part, kind, where), _pages(part, where)
+    return picture if pages is None else replace(picture, pages=pages)
 
 
 def _is_thought(part: object) -> bool:

@@ -146,7 +146,9 @@ class Gateway:
 
 def _refuse_doubled(headers: list[tuple[bytes, bytes]]) -> None:
     """Refuse duplicates of headers that a proxy in front might interpret differently."""
-    counts = Counter(name for name, _ in headers if name in _ONCE)
-    for name, count in counts.items():
+    names = [name for name, _ in headers if name in _ONCE]
+    if len(set(names)) == len(names):
+        return
+    for name, count in Counter(names).items():
         if count > 1:
             raise HttpError(400, f"{count} {name.decode().title()} headers in a request, not one", code="invalid_http")

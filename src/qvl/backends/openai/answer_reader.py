@@ -170,7 +170,9 @@ class ChoiceReader:
     finished: bool = False
 
     def joined(self, key: object, text: str) -> str:
-        return self.joiners.setdefault(key, SurrogateJoiner()).join(text) if text else ""
+        if not text or (text.isascii() and key not in self.joiners):
+            return text
+        return self.joiners.setdefault(key, SurrogateJoiner()).join(text)
 
     def rest(self, key: object) -> str:
         return self.joiners[key].flush() if key in self.joiners else ""

@@ -187,18 +187,11 @@ class OpenAIBackend(Backend):
         self.refuse_unsupported(request)
         if not self._is_open:
             raise BackendUnavailableError(f"openai:{self.model} is not open", hint="await backend.open()")
-        started = time.monotonic()
         self._running += 1
         self._counts["requests"] += 1
         try:
             async with aclosing(self._answer(request)) as chunks:
-                first = 0.0
                 async for chunk in chunks:
-                    first = first or time.monotonic() - started
-                    if chunk.usage is not None:
-                        queued = chunk.timing.queue if chunk.timing else 0.0
-                        total = time.monotonic() - started
-                        chunk = replace(chunk, timing=Timing(queue=queued, first_token=first, total=total))
                     yield chunk
         except Failed as failed:
             self._counts["failures"] += 1
@@ -235,7 +228,7 @@ class OpenAIBackend(Backend):
 
         An answer that breaks off later goes on at another endpoint, if that gives the same answer up to there.
         """
-        quarantine = self._quarantine
+        quarantine, started = self._quarantine, time.monotonic()
         by_picture = bool(request.pictures) and self._pool.policy == "affinity"
         if by_picture or quarantine.watches():
             await hash_pictures(request.pictures)
@@ -247,7 +240,7 @@ class OpenAIBackend(Backend):
         others = len(self._pool) > 1 and self._retry.max_retries > 0
         resumable = may_repeat and request.sampling.deterministic and others
         continuation = Continuation() if resumable else None
-        begun = False
+        begun, first = False, 0.0
         cut: Failed | None = None
         attempts, rounds = Attempts(), 0
         taken: set[str] = set()
@@ -287,8 +280,13 @@ class OpenAIBackend(Backend):
                             ticket.first_token()
                             begun = True
                         rest = chunk if continuation is None else continuation.rest(chunk)
-                        if rest is not None:
-                            yield replace(rest, timing=Timing(queue=waited)) if rest.usage is not None else rest
+                        if rest is None:
+                            continue
+                        first = first or time.monotonic() - started
+                        if rest.usage is not None:
+                            total = time.monotonic() - started
+                            rest = replace(rest, timing=Timing(queue=waited, first_token=first, total=total))
+                        yield rest
                 if cut is not None:
                     self._counts["continued"] += 1
                 quarantine.cleared(request)

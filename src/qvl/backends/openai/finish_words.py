@@ -42,6 +42,9 @@ _HUMP: Final = re.compile("(?<=[a-z])(?=[A-Z])")
 
 def meaning_of(reason: object) -> str | None:
     """Return length, tool_calls, failed, withheld, refused or stop; None if the answer is not finished."""
+    if reason is None or reason == "stop":
+        # As nearly all of them are.
+        return None if reason is None else "stop"
     # Gemini's are written in capitals, others with hyphens, with spaces or as maxTokens; FINISH_REASON_ is an enum's.
     word = re.sub(r"[\s-]+", "_", _HUMP.sub("_", str(reason or "").strip())).lower().rpartition("finish_reason_")[2]
     if word in ("", "null", "none", "unspecified"):
