@@ -164,8 +164,16 @@ class ResponseFormat:
             raise ConfigError(f"response_format {self.kind!r} lacks its {self.kind.removeprefix('json_')}")
 
 
+class _Shown:
+    """What a request lists once of its messages, since it is asked for some thirty times."""
+
+    __slots__ = ("_pictures", "_videos")
+    _pictures: tuple[Picture, ...]
+    _videos: tuple[Video, ...]
+
+
 @dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ChatRequest(_Shown):
     """A chat request, independent of the backend.
 
     `tool_choice` is "none", "auto", "required" or the name of a tool. `max_pixels` limits every picture of the request
@@ -198,9 +206,6 @@ class ChatRequest:
     priority: int = 0
     prefill: tuple[int, ...] = ()
     adapter: str = ""
-    # They are asked for some thirty times.
-    _pictures: tuple[Picture, ...] | None = field(default=None, init=False, repr=False, compare=False)
-    _videos: tuple[Video, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.reasoning_effort not in (None, *EFFORTS):
@@ -219,20 +224,22 @@ class ChatRequest:
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """Return all pictures of the conversation, in order; those of a video are its frames."""
-        if self._pictures is None:
+        try:
+            return self._pictures
+        except AttributeError:
             found = tuple([picture for message in self.messages for picture in message.pictures])
             object.__setattr__(self, "_pictures", found)
             return found
-        return self._pictures
 
     @property
     def videos(self) -> tuple[Video, ...]:
         """Return all videos of the conversation, in order."""
-        if self._videos is None:
+        try:
+            return self._videos
+        except AttributeError:
             found = tuple([video for message in self.messages for video in message.videos])
             object.__setattr__(self, "_videos", found)
             return found
-        return self._videos
 
     def prompt_fields(self) -> JsonObject:
         """Return those of the fields that shape a prompt and differ from their defaults, as JSON."""
