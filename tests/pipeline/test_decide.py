@@ -16,6 +16,7 @@ from qvl.decisions import Choice, Decisions, Predicate, Score
 from qvl.errors import ConfigError, ContextLengthError, QvlError, RefusalError, RequestError
 from qvl.testing.asking import square
 from qvl.types import ChatRequest, Chunk, SamplingParams, TokenLogprob, Usage
+from tests.scripted_endpoint import ScriptedEndpoint, Text
 
 COLOUR = Choice("What colour is it?", ["red", "red wine", "blue", "green"], "colour")
 QUESTIONS = ["Is it new?", COLOUR, Score("How good is it?", ["poor", "fair", "good"], "good")]
@@ -199,6 +200,16 @@ def test_more_options_than_an_endpoint_lists_are_asked_for_the_answer_alone() ->
         "the answer stands alone, without probabilities: this backend tells only the 5 likeliest tokens, "
         "and there are 6 options",
     )
+
+
+def test_an_endpoint_that_sends_no_logprobs_is_asked_for_the_answer_alone() -> None:
+    with ScriptedEndpoint() as endpoint:
+        endpoint.say(Text("A"), Text("abc"))
+        with Pipeline("openai:mute", base_url=endpoint.url, probe=False, cache="off") as pipe:
+            answer = pipe.decide(square(), Choice("Which?", ["a", "ab", "abc"]))[0]
+        assert [chat.body.get("logprobs") for chat in endpoint.chats] == [True, None]
+    assert (answer.value, answer.probabilities, answer.confidence, answer.method) == ("abc", None, None, "choice")
+    assert answer.notes[-1] == "the answer stands alone, without probabilities: the answer has no logprobs"
 
 
 def test_an_answer_that_differs_by_case_alone_is_the_one_that_was_spelt() -> None:

@@ -25,6 +25,10 @@ MIN_ANSWER: Final = 64
 MAX_ANSWER: Final = 1024
 
 
+class _NoLogprobsError(BackendResponseError):
+    """A backend that is believed to tell probabilities told none."""
+
+
 @dataclass(slots=True)
 class LabelAsker:
     """Asks one question in each of its orders and averages what comes.
@@ -72,17 +76,18 @@ class LabelAsker:
             self.method = "top_logprobs"
             read = self._top
         else:
-            self.method = "choice"
             known = f"only the {listed} likeliest tokens, and there are {len(labels)} options" if listed else "none"
-            self.notes.append(f"the answer stands alone, without probabilities: this backend tells {known}")
-            return None, await self._chosen(labels), None
+            return await self._alone(f"this backend tells {known}")
         # The first alone, so that what the orders share is computed once, where only whole prompts are kept.
         ways = orders(self.question)
-        if self.table is None or self.method != "logits":
-            first, rest = [await read(ways[0])], ways[1:]
-        else:
-            first, rest = [], ways
-        found = first + await together(read(way) for way in rest)
+        alone = 0 if self.method == "logits" else 1
+        try:
+            first = [await read(way) for way in ways[:alone]]
+            found = first + await together(read(way) for way in ways[alone:])
+        except _NoLogprobsError as exc:
+            if self.method == "logits":
+                raise
+            return await self._alone(exc.message)
         place = {label.text: index for index, label in enumerate(labels)}
         total = [0.0] * len(labels)
         masses = [math.fsum(shares) for shares in found]
@@ -169,8 +174,14 @@ class LabelAsker:
         result = await self.send(request.replace(sampling=sampling))
         self.usages.append(result.usage)
         if not result.logprobs:
-            raise BackendResponseError("the answer has no logprobs", hint="another endpoint, or a local model")
+            raise _NoLogprobsError("the answer has no logprobs", hint="another endpoint, or a local model")
         return result.logprobs[0].top
+
+    async def _alone(self, why: str) -> tuple[None, int | None, None]:
+        """Return the label that the model answers with, without probabilities, and note why."""
+        self.method = "choice"
+        self.notes.append(f"the answer stands alone, without probabilities: {why}")
+        return None, await self._chosen(self.question.labels), None
 
     async def _chosen(self, labels: Sequence[Label]) -> int | None:
         """Return the label that the model answers with; None, and a note, if it is none of them."""
