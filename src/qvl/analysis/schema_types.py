@@ -18,6 +18,7 @@ from qvl.analysis.portable_types import portable
 from qvl.errors import ConfigError, QvlError
 from qvl.types import JsonMapping, JsonObject
 
+_ANSWER: Final = "answer"
 _OF_THE_WHOLE: Final = ("$defs", "definitions", "$schema")
 
 
@@ -31,6 +32,14 @@ class SchemaType:
     model: type[BaseModel]
     value: Callable[[BaseModel], object]
     boxed: bool = False
+
+    def inner(self, path: str) -> str:
+        """Return where in the model's answer that is which the user sees at `path`."""
+        return f"{_ANSWER}.{path}" if self.boxed and path != _ANSWER else path
+
+    def outer(self, path: str) -> str:
+        """Return where the user sees what the model writes at `path`."""
+        return path.removeprefix(f"{_ANSWER}.") if self.boxed else path
 
 
 def schema_type(schema: object) -> SchemaType:
@@ -65,7 +74,7 @@ def schema_type(schema: object) -> SchemaType:
         ) from exc
     if box is None:
         return SchemaType(model, plain)
-    inner = operator.attrgetter("answer")
+    inner = operator.attrgetter(_ANSWER)
     return SchemaType(box, lambda answer: plain(inner(answer)), boxed=True)
 
 
@@ -95,14 +104,14 @@ def _of_json_schema(schema: JsonMapping) -> SchemaType:
         if boxed:
             inner = {key: value for key, value in schema.items() if key not in (*_OF_THE_WHOLE, "title")}
             top = {key: schema[key] for key in (*_OF_THE_WHOLE, "title") if key in schema}
-            top |= {"type": "object", "properties": {"answer": _moved(inner)}, "required": ["answer"]}
+            top |= {"type": "object", "properties": {_ANSWER: _moved(inner)}, "required": [_ANSWER]}
         model = model_of(top)
     except RecursionError as exc:
         raise ConfigError("the schema is nested too deeply", hint="flatten it, or use $defs", param="schema") from exc
     except QvlError as exc:
         raise ConfigError(exc.message, hint=exc.hint, param="schema") from None
     value = operator.attrgetter("root")
-    return SchemaType(model, (lambda answer: value(answer)["answer"]) if boxed else value, boxed=boxed)
+    return SchemaType(model, (lambda answer: value(answer)[_ANSWER]) if boxed else value, boxed=boxed)
 
 
 def _moved(schema: object) -> object:

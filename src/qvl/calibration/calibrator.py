@@ -28,11 +28,10 @@ from qvl.types import JsonMapping, JsonObject
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from qvl.analysis.schema_types import SchemaType
     from qvl.decisions.answers import Decision
     from qvl.decisions.questions import Question
     from qvl.evidence.shapes import Located
-
-_BOX = "answer."
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +213,7 @@ class AnalysisJudge:
     """Judges the analyses of one call: of a schema, in a language, with thresholds.
 
     Args:
-        model: the class of what the model writes; `boxed` if the user's value is in its field `answer`.
+        schema: of the analyses.
 
     Raises:
         ConfigError: the calibration is of another schema, language or prompt, or a field that may have to be without
@@ -227,18 +226,17 @@ class AnalysisJudge:
         *,
         prompt_version: str,
         language: str,
-        model: type[BaseModel],
-        boxed: bool,
+        schema: SchemaType,
         abstain: AbstainLike | None,
     ) -> None:
         self.calibrator = calibrator
-        known = calibrator.schemas.get(model)
-        schema = generation_schema(model) if known is None else known
+        known = calibrator.schemas.get(schema.model)
+        generated = generation_schema(schema.model) if known is None else known
         self._made: AnalysisCalibration = calibrator.calibration.check_analysis(
-            prompt_version, language, schema if known is None else None
+            prompt_version, language, generated if known is None else None
         )
-        calibrator.schemas[model] = self._schema = schema
-        self._boxed = boxed
+        calibrator.schemas[schema.model] = self._generated = generated
+        self._schema = schema
         self._thresholds = calibrator.thresholds(abstain)
         if self._thresholds is not None:
             for name in self._made.fields:
@@ -262,7 +260,7 @@ class AnalysisJudge:
             reason = self._thresholds and self._thresholds.reason(field_name(path), fields.get(path))
             if reason:
                 abstained[path] = reason
-                emptied[self._inner(path)] = self._emptied(field_name(path))
+                emptied[self._schema.inner(path)] = self._emptied(field_name(path))
         told = Sureness(
             confidence=None if made is None or whole is None else made.curve.apply(whole),
             field_confidence=fields,
@@ -304,17 +302,14 @@ class AnalysisJudge:
 
     def _units(self, data: JsonMapping) -> list[str]:
         """Return every part of an answer that is sure or unsure as a whole."""
-        found = [path.removeprefix(_BOX) if self._boxed else path for path in leaf_paths(data)]
+        found = map(self._schema.outer, leaf_paths(data))
         return list(dict.fromkeys(self._unit(path) or path for path in found))
 
-    def _inner(self, path: str) -> str:
-        return f"{_BOX}{path}" if self._boxed and path != "answer" else path
-
     def _emptied(self, name: str) -> Emptied:
-        how = how_emptied(self._schema, self._inner(name))
+        how = how_emptied(self._generated, self._schema.inner(name))
         if how is None:
             raise ConfigError(
-                f"abstain: the field {name!r} of {self._schema.get('title', 'the schema')} cannot be null",
+                f"abstain: the field {name!r} of {self._generated.get('title', 'the schema')} cannot be null",
                 hint="let it be None too (`str | None`), or name other fields in abstain",
                 param="abstain",
             )

@@ -13,7 +13,7 @@ from qvl.analysis.parse_answer import own_fields
 from qvl.analysis.product import ProductAnalysis, ProductFields
 from qvl.analysis.schema_types import schema_type
 from qvl.calibration.abstain import has_field
-from qvl.calibration.calibration_file import evidence_name, field_name
+from qvl.calibration.calibration_file import evidence_name, field_name, product
 from qvl.errors import ConfigError, QvlError
 from qvl.evaluation.compare import LEAST_IOU, Compared, Rule, compare, corners, label_parts, right_boxes
 from qvl.evidence.answer_form import EVIDENCE, evidence_fields, has_shapes
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from qvl.pipeline.parse_request import AnalyzeParams
     from qvl.types import JsonMapping, JsonObject, Result
 
-_BOX: Final = "answer."
 BOX_FORM: Final = '{"x1": 10, "y1": 20, "x2": 110, "y2": 90}'
 # Parameters of a request that decisions have too: they do not sample.
 OF_DECISIONS: Final = ("cache", "max_pixels", "min_pixels", "extra")
@@ -128,7 +127,7 @@ class Collector:
         self._boxed = evidence_fields(self._generated) if self._request.get(EVIDENCE) else ()
         boxes = {*self.targets, *map(evidence_name, self._boxed)}
         self._of_boxes = {name: rule for name, rule in (rules or {}).items() if name in boxes}
-        self._rules = {self._inner(name): rule for name, rule in (rules or {}).items() if name not in boxes}
+        self._rules = {self.type.inner(name): rule for name, rule in (rules or {}).items() if name not in boxes}
         self._only = tuple(only)
         self.prompt_version = self.locate_version = ""
         self._check()
@@ -174,7 +173,7 @@ class Collector:
                 raise ConfigError(f"no line labels the question {name!r}", hint="put its right value into `expected`")
         for name in self._rules:
             if not has_field(self._generated, name):
-                what = f"--compare: the schema has no field {self._outer(name)!r}"
+                what = f"--compare: the schema has no field {self.type.outer(name)!r}"
                 raise ConfigError(what, hint=nearest(name, known) if known else "see --schema")
         for name in self._only:
             if not any(_within(path, self._only) for line in self._lines for path in self._paths(line)):
@@ -205,15 +204,8 @@ class Collector:
         return self._placed and corners(label) is not None
 
     def _paths(self, line: Labelled) -> list[str]:
-        fields = [self._outer(path) for path, _ in label_parts(self._fields_of(line), self._rules)]
+        fields = [self.type.outer(path) for path, _ in label_parts(self._fields_of(line), self._rules)]
         return [*fields, *map(evidence_name, self._boxes_of(line))]
-
-    def _inner(self, name: str) -> str:
-        """Return the name of a field as in the model's answer, where a list or scalar is in the field `answer`."""
-        return f"{_BOX}{name}" if self.type.boxed and name != "answer" else name
-
-    def _outer(self, path: str) -> str:
-        return path.removeprefix(_BOX) if self.type.boxed else path
 
     async def collect(self, advance: Callable[[], None] = lambda: None) -> Collected:
         """Return the samples; `advance` is called for each line that is done.
@@ -332,7 +324,7 @@ class Collector:
                 _check_edges(line, path, [label], answer.result.pictures)
         told = self._told(own_fields(answer.value), answer.value)
         parts = [
-            replace(part, path=self._outer(part.path)) for part in compare(self._fields_of(line), told, self._rules)
+            replace(part, path=self.type.outer(part.path)) for part in compare(self._fields_of(line), told, self._rules)
         ]
         parts = [part for part in parts if _within(part.path, self._only)]
         for part in parts:
@@ -374,11 +366,8 @@ def _check_edges(line: Labelled, name: str, labels: Sequence[object], pictures: 
 
 def _raw_of(raw: Mapping[str, float], part: Compared) -> float | None:
     """Return the raw confidence of a part: of its value, or of all values in it together."""
-    inner = [share for path, share in raw.items() if path == part.path or path.startswith(f"{part.path}.")]
-    whole = 1.0
-    for share in inner:
-        whole *= share
-    return whole if inner else None
+    inner = {path: share for path, share in raw.items() if path == part.path or path.startswith(f"{part.path}.")}
+    return product(inner) if inner else None
 
 
 def _within(path: str, only: Sequence[str]) -> bool:

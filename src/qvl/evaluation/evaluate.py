@@ -173,12 +173,12 @@ class Evaluator(Collector):
     def _failed(self, line: Labelled) -> None:
         label = self._fields_of(line)
         for path, wanted in label_parts(label, self._rules):
-            name = field_name(self._outer(path))
-            self._count(line, name, self._outer(path), right=False)
+            name = field_name(self.type.outer(path))
+            self._count(line, name, self.type.outer(path), right=False)
             self._of(name).unanswered += 1
             self._measure(line, name, wanted, None, right=False)
         for path, items, _ in _lists(label, None):
-            self._items(line, self._outer(path), items, None, right=False)
+            self._items(line, self.type.outer(path), items, None, right=False)
         for name in self.questions:
             if name in line.expected:
                 self._count(line, name, name, right=False)
@@ -201,7 +201,7 @@ class Evaluator(Collector):
             for part in parts:
                 there, wanted = value_at(label, part.path)
                 _, value = value_at(told, part.path)
-                path = self._outer(part.path)
+                path = self.type.outer(part.path)
                 name = field_name(path)
                 every.append(part.right)
                 self._count(line, name, path, right=part.right)
@@ -216,7 +216,7 @@ class Evaluator(Collector):
                 self._note(line, path, wanted, value, right=part.right)
             for path, items, value in _lists(label, told):
                 whole = all(part.right for part in parts if f"{part.path}.".startswith(f"{path}."))
-                self._items(line, self._outer(path), items, value, right=whole)
+                self._items(line, self.type.outer(path), items, value, right=whole)
         for decision in answered.decisions or ():
             name = decision.name or str(decision.question.instructions)
             right = decision.value == line.expected[name]

@@ -138,13 +138,14 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         if isinstance(value, ProductAnalysis) and self._fields:
             value.evidence = evidence
         shapes = shapes_in(data, self._asked) if self._placed and data is not None else ()
+        outer = self._type.outer
         fields = sure.field_confidence
         return AnalysisResult(
             value=self._type.value(value),
             result=result,
             evidence=evidence,
-            pages={self._shown(path): page for path, page in pages.items()},
-            shapes=tuple([_located(self._shown(path), shape, fields.get(self._shown(path))) for path, shape in shapes]),
+            pages={outer(path): page for path, page in pages.items()},
+            shapes=tuple([_located(outer(path), shape, fields.get(outer(path))) for path, shape in shapes]),
             **facts,
         )
 
@@ -192,8 +193,8 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         return dataclasses.replace(
             found,
             value=self._type.value(value),
-            pages={self._shown(path): page for path, page in found.pages.items()},
-            field_confidence={self._shown(path): sure for path, sure in found.field_confidence.items()},
+            pages={self._type.outer(path): page for path, page in found.pages.items()},
+            field_confidence={self._type.outer(path): sure for path, sure in found.field_confidence.items()},
         )
 
     def refuse_long(self, name: str) -> None:
@@ -214,7 +215,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
     def _raw(self, outcome: Outcome) -> Sureness:
         """Return the model's own confidences, by the paths that the user sees."""
         kept = outcome.confidence
-        fields = {self._shown(path): sure for path, sure in (kept.get("field_confidence") or {}).items()}
+        fields = {self._type.outer(path): sure for path, sure in (kept.get("field_confidence") or {}).items()}
         whole = kept.get("confidence")
         return Sureness(whole, fields, kept.get("confidence_method"), whole, fields)
 
@@ -229,13 +230,9 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
             calibrator,
             prompt_version=self.prompt_version,
             language=self.language,
-            model=self.schema,
-            boxed=self._type.boxed,
+            schema=self._type,
             abstain=self._abstain,
         )
-
-    def _shown(self, path: str) -> str:
-        return path.removeprefix("answer.") if self._type.boxed else path
 
     def request(self, pictures: Sequence[Medium], have: Capabilities | None) -> ChatRequest:
         assert have is not None
