@@ -18,6 +18,7 @@ from qvl.errors import ConfigError
 from qvl.evaluation.calibrate import calibrate, report
 from qvl.evaluation.collect import Collector
 from qvl.evaluation.compare import Rule, read_rules, right_boxes
+from qvl.evaluation.evaluate import Evaluator
 from qvl.evaluation.labelled import read_labelled
 from qvl.pipeline.async_pipeline import AsyncPipeline
 from qvl.types import JsonObject
@@ -139,15 +140,20 @@ class Part(BaseModel):
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
-    ("answer", "options", "expected"),
+    ("kind", "answer", "options", "expected"),
     [
-        (FOUND, {"targets": ["the brand"]}, lambda label: {"the brand": label}),
-        (SEEN, {"request": {"evidence": True}}, lambda label: {"evidence": {"brand": label}}),
-        ({"where": json.loads(PLACE)}, {"schema": Part}, lambda label: {"where": label}),
+        (Collector, FOUND, {"targets": ["the brand"]}, lambda label: {"the brand": label}),
+        (Collector, SEEN, {"request": {"evidence": True}}, lambda label: {"evidence": {"brand": label}}),
+        (Collector, {"where": json.loads(PLACE)}, {"schema": Part}, lambda label: {"where": label}),
+        (Evaluator, {"where": json.loads(PLACE)}, {"schema": Part}, lambda label: {"where": label}),
     ],
 )
 async def test_a_labelled_box_that_is_not_on_its_picture_is_named(
-    tmp_path: Path, answer: JsonObject, options: dict[str, Any], expected: Callable[[JsonObject], JsonObject]
+    tmp_path: Path,
+    kind: type[Collector],
+    answer: JsonObject,
+    options: dict[str, Any],
+    expected: Callable[[JsonObject], JsonObject],
 ) -> None:
     Image.new("RGB", (800, TALL)).save(tmp_path / "0.png")
     for label, said in (
@@ -159,7 +165,7 @@ async def test_a_labelled_box_that_is_not_on_its_picture_is_named(
         labels.write_text(json.dumps({"image": "0.png", "expected": expected(label)}))
         async with AsyncPipeline(backend=reader(answer), cache="off") as pipeline:
             with pytest.raises(ConfigError, match=rf"labels.jsonl:1: the label .* {said}"):
-                await Collector(pipeline, read_labelled([str(labels)]), **options).collect()
+                await kind(pipeline, read_labelled([str(labels)]), **options).collect()
 
 
 def test_a_labelled_box_counts_for_the_first_that_has_it() -> None:

@@ -154,7 +154,7 @@ class Collector:
             labelled |= fields.keys()
             for path, label in label_parts(fields, self._rules):
                 if self._is_place(label):
-                    _check_box(line, path, label)
+                    _check_box(line, self.type.outer(path), label)
                 if not has_field(self._generated, field_name(path)):
                     what = f"{line.where}: {path!r} is not a field of {self._generated.get('title', 'the schema')}"
                     hint = nearest(path, [*known, *self.questions]) if known else "see --schema and -q"
@@ -230,6 +230,7 @@ class Collector:
                     found.failed[line.where] = str(item.error)
                     continue
                 found.asked += 1
+                self._check_edges(line, item.value)
                 self._add(found, item.index, line, item.value)
         return found
 
@@ -264,6 +265,23 @@ class Collector:
         self.locate_version = call.prompt_version
         return found
 
+    def _check_edges(self, line: Labelled, answered: AnsweredLine) -> None:
+        """Check that the labelled boxes lie on their pictures, whose sizes are known by now.
+
+        Raises:
+            ConfigError: one reaches beyond them.
+        """
+        if answered.analysis is not None:
+            fields = label_parts(self._fields_of(line), self._rules)
+            labels = [(self.type.outer(path), label) for path, label in fields if self._is_place(label)]
+            labels += [(evidence_name(name), label) for name, label in self._boxes_of(line).items()]
+            for name, label in labels:
+                _check_edges(line, name, label, answered.analysis.result.pictures)
+        for target, boxes in answered.located.items():
+            label = line.expected[target]
+            for one in label if isinstance(label, list) else [label]:
+                _check_edges(line, target, one, boxes.pictures)
+
     def _add(self, found: Collected, index: int, line: Labelled, answered: AnsweredLine) -> None:
         if answered.analysis is not None:
             self._add_fields(found, index, line, answered.analysis)
@@ -271,7 +289,6 @@ class Collector:
         for target, boxes in answered.located.items():
             label = line.expected[target]
             labels = label if isinstance(label, list) else [] if label is None else [label]
-            _check_edges(line, target, labels, boxes.pictures)
             self._add_boxes(found, found.targets.setdefault(target, []), target, index, labels, boxes)
         for decision in answered.decisions or ():
             name = decision.name or str(decision.question.instructions)
@@ -287,7 +304,6 @@ class Collector:
             if _within(told, self._only):
                 samples = found.evidence.setdefault(name, [])
                 labels = [] if label is None else [label]
-                _check_edges(line, told, labels, answer.result.pictures)
                 self._add_boxes(found, samples, told, index, labels, [] if item is None else [item])
 
     def _add_boxes(
@@ -319,9 +335,6 @@ class Collector:
     def _add_fields(self, found: Collected, index: int, line: Labelled, answer: AnalysisResult[object]) -> None:
         if answer.raw_confidence is None:
             raise _no_confidence()
-        for path, label in label_parts(self._fields_of(line), self._rules):
-            if self._is_place(label):
-                _check_edges(line, path, [label], answer.result.pictures)
         told = self._told(own_fields(answer.value), answer.value)
         parts = [
             replace(part, path=self.type.outer(part.path)) for part in compare(self._fields_of(line), told, self._rules)
@@ -350,18 +363,16 @@ def _check_box(line: Labelled, name: str, label: object) -> None:
         raise ConfigError(what, hint=f"{BOX_FORM} in pixels of the picture, or null where there is none")
 
 
-def _check_edges(line: Labelled, name: str, labels: Sequence[object], pictures: Sequence[Picture]) -> None:
-    """Raise ConfigError for a labelled box that reaches beyond each of the pictures, whose sizes are known by now."""
-    if not pictures:
+def _check_edges(line: Labelled, name: str, label: object, pictures: Sequence[Picture]) -> None:
+    """Raise ConfigError for a labelled box that reaches beyond each of the pictures."""
+    edges = corners(label)
+    if edges is None or not pictures:
         return
     width, height = (max(picture.original[side] for picture in pictures) for side in (0, 1))
-    for label in labels:
-        edges = corners(label)
-        # A label may be rounded up to a whole pixel.
-        if edges is not None and (edges[2] >= width + 1 or edges[3] >= height + 1):
-            what = f"{line.where}: the label {str(label)[:60]} of {name!r} reaches beyond the picture"
-            what += f" of {width} x {height}"
-            raise ConfigError(what, hint="in pixels of the original, EXIF applied")
+    # A label may be rounded up to a whole pixel.
+    if edges[2] >= width + 1 or edges[3] >= height + 1:
+        what = f"{line.where}: the label {str(label)[:60]} of {name!r} reaches beyond the picture of {width} x {height}"
+        raise ConfigError(what, hint="in pixels of the original, EXIF applied")
 
 
 def _raw_of(raw: Mapping[str, float], part: Compared) -> float | None:
