@@ -203,6 +203,17 @@ def test_with_several_pictures_each_box_says_on_which_it_is() -> None:
     assert '"picture": {"type": "integer", "minimum": 1, "maximum": 2}' in asked(backend).messages[-1].text
 
 
+def test_a_picture_may_be_numbered_in_text_and_of_several_places_of_one_field_the_first_is_taken_and_told() -> None:
+    second = {"picture": "2", "bbox_2d": RAW}
+    backend = talking({"name": "lid", "where": second}, {"name": "lid", "where": [RAW, [0, 0, 9, 9]]})
+    with Pipeline(backend=backend, cache="off") as pipe:
+        of_two = pipe.analyze_result([square(), square()], schema=Part)
+        of_one = pipe.analyze_result(square(), schema=Part)
+    assert (of_two.value.where, of_two.result.notes) == (dataclasses.replace(WHERE, picture=1), ())
+    assert of_one.value.where == WHERE
+    assert of_one.result.notes == ("the first of 2 is taken: [[250, 125, 500, 375], [0, 0, 9, 9]] for 'where'",)
+
+
 def test_a_model_that_writes_pixels_is_asked_for_them() -> None:
     backend = talking({"name": "lid", "where": [14, 0, 28, 56]}, model="Qwen2.5-VL-7B")
     with Pipeline(backend=backend, cache="off") as pipe:

@@ -168,7 +168,7 @@ def test_none_is_an_answer(text: str, endpoint: ScriptedEndpoint, pipe: Pipeline
     assert pipe.locate(square(), "the brand", cache="off") == []
 
 
-@pytest.mark.parametrize("text", ["I see no brand.", '{"brand": "NORVIK"}', ""])
+@pytest.mark.parametrize("text", ["I see no brand.", '{"brand": "NORVIK"}', "", "3", "1, 2, 3"])
 def test_an_answer_without_boxes_is_an_error_with_its_text(
     text: str, endpoint: ScriptedEndpoint, pipe: Pipeline
 ) -> None:

@@ -174,7 +174,8 @@ class AnswerForm:
 
     def _shape(self, form: Form, value: object, path: str) -> tuple[Box | Point | None, str]:
         """Return (the box or point that a value stands for, what there is to tell about it)."""
-        raw = next(iter(raw_shapes(value, form)), None)
+        shapes = raw_shapes(value, form)
+        raw = next(iter(shapes), None)
         written = f"{brief(value)} for {path!r}"
         if raw is None or raw.form != form:
             return None, f"{written}: not a {form}"
@@ -186,6 +187,8 @@ class AnswerForm:
         shape, told = placed(raw, self.frames[number - 1])
         if shape is None:
             return None, f"{written}: {told}"
+        words = [told, f"the first of {len(shapes)} is taken" if len(shapes) > 1 else ""]
+        told = ", ".join(filter(None, words))
         return shape, f"{told}: {written}" if told else ""
 
 

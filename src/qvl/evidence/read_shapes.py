@@ -68,8 +68,8 @@ def shapes_in_text(text: str, form: Form) -> list[RawShape]:
         kind: Form = "box" if len(values) == 4 else "point"
         shapes.append(RawShape(kind, values, written=match.group(), before=text[at : match.start()]))
         at = match.end()
-    bare = _TAG.sub(" ", text).strip().strip('"')
-    return shapes or raw_shapes(bare, form)
+    bare = raw_shapes(_TAG.sub(" ", text).strip().strip('"'), form)
+    return shapes or [shape for shape in bare if len(shape.values or ()) in (2, 4)]
 
 
 def _walk(value: object, form: Form, path: str, label: str | None, depth: int) -> Iterator[RawShape]:
@@ -92,8 +92,8 @@ def _walk(value: object, form: Form, path: str, label: str | None, depth: int) -
 
 def _of_object(value: Mapping[str, object], form: Form, path: str, label: str | None, depth: int) -> Iterator[RawShape]:
     own = next((str(value[name]) for name in _LABELS if isinstance(value.get(name), str | int)), label)
-    number = value.get("picture", value.get("image"))
-    picture = number if isinstance(number, int) and not isinstance(number, bool) else None
+    number = _number(value.get("picture", value.get("image")))
+    picture = int(number) if number is not None and number.is_integer() else None
     named = [(name, of) for name, of in PLACE_NAMES.items() if value.get(name) is not None]
     for name, of in named:
         place = value[name]
