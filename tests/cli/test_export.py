@@ -72,6 +72,12 @@ def test_yolo_has_middles_and_sizes_as_shares(qvl, results: Path, tmp_path: Path
     assert (tmp_path / "set" / "labels" / "two.txt").read_text() == ""
 
 
+def test_yolo_has_a_file_for_each_page(qvl, tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text(f"{line('a/bill.pdf#page=1', CAP)}\n{line('a/bill.pdf#page=12', LID)}\n")
+    assert qvl("export", str(tmp_path / "r.jsonl"), "-f", "yolo", "-o", str(tmp_path / "set")).code == 0
+    assert {path.name for path in (tmp_path / "set" / "labels").iterdir()} == {"bill-page-1.txt", "bill-page-12.txt"}
+
+
 def test_label_studio_has_per_cent_and_its_interface(qvl, tmp_path: Path) -> None:
     results = tmp_path / "r.jsonl"
     results.write_text(line("one.jpg", CAP, Located("tip", point=Point(50, 50, 200, 100))), encoding="utf-8")

@@ -151,7 +151,9 @@ def yolo(data: ExportedSet) -> dict[str, str]:
     files = {"data.yaml": f"path: .\ntrain: images\nval: images\nnames:\n{names}" if names else "names: {}\n"}
     owners: dict[str, str] = {}
     for picture in data.pictures.values():
-        stem = PurePath(picture.name.partition("?")[0]).stem or "picture"
+        name, of_page, page = picture.name.partition("#page=")
+        stem = PurePath(name.partition("?")[0]).stem or "picture"
+        stem += f"-page-{page}" if of_page else ""
         if stem in owners:
             what = f"{owners[stem]} and {picture.name} would both be labels/{stem}.txt"
             raise ConfigError(what, hint="rename one, or export each folder for itself")
