@@ -106,10 +106,13 @@ async def test_located_boxes_get_them_too_and_the_unsure_are_left_out_with_a_not
     with Pipeline(backend=reader(FOUND), cache="memory:", calibration=calibration) as pipe:
         (sure,) = pipe.locate(picture, "the brand")
         (other,) = pipe.locate(picture, "the handle")
+        both = pipe.locate(picture, ["the brand", "the handle"])
     assert sure.raw_confidence == raw.confidence
     assert sure.confidence == pytest.approx(0.8**3, abs=0.12)
     assert sure.confidence_method == "calibrated"
     assert other.confidence_method is None
+    assert both[0].confidence_method == "calibrated"
+    assert both.result.notes == ("the confidences were calibrated on each target asked for alone",)
     with Pipeline(backend=reader(FOUND), cache="off", calibration=calibration, abstain={"the brand": 0.9}) as pipe:
         silent = pipe.locate(picture, "the brand")
     assert list(silent) == []
