@@ -1,4 +1,4 @@
-"""Comparison on one checkpoint: `qvl-serve`, a plain generate server, `transformers serve` and vLLM's CPU build.
+"""Comparison on one checkpoint: `qvl-serve`, plain generate, `transformers serve`, vLLM, OpenVINO and llama.cpp.
 
 Builds a Qwen3-VL of random weights and the peers' environments where they are missing (build/), starts each server
 afresh for each measurement, drives it with streamed requests over HTTP (448 x 448 pictures, each its own, 64 tokens),
@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -33,8 +34,9 @@ from bench_engine_checkpoint import write
 from bench_engine_peers import PEERS, processor_seconds
 from PIL import Image
 
-from qvl.bench.exchange import LoadedEndpoint
+from qvl.bench.exchange import AttemptFailedError, LoadedEndpoint
 from qvl.bench.timed_answer import TimedAnswer
+from qvl.errors import first_line
 
 FIRST = "Describe this picture in detail."
 SECOND = "Another question about the very same picture: which brand is on it?"
@@ -77,8 +79,16 @@ class Client:
             "stream_options": {"include_usage": True},
             **self.extras,
         }
+        data = json.dumps(body).encode()
         sent = time.perf_counter()
-        return sent, await self.endpoint.ask(json.dumps(body).encode(), f"bench-{seed}")
+        try:
+            return sent, await self.endpoint.ask(data, f"bench-{seed}")
+        except AttemptFailedError as exc:
+            # llama.cpp's server closes connections that it kept open.
+            if exc.kind != "connect":
+                raise
+        sent = time.perf_counter()
+        return sent, await self.endpoint.ask(data, f"bench-{seed}")
 
     async def warm_up(self) -> None:
         """Compiles, loads and fills what is made on first use: alone, then four at once."""
@@ -246,10 +256,15 @@ def main() -> None:
     report: dict[str, Any] = {"machine": machine(), "versions": earlier.get("versions", {}), "rows": []}
     rows = report["rows"] = earlier.get("rows", [])
     running = dict(server.split("=", 1) for server in arguments.server)
-    names = [*arguments.peers, *running]
+    absent: dict[str, str] = {}
     for name in arguments.peers:
-        report["versions"][name] = PEERS[name].version()
-        print(report["versions"][name], file=sys.stderr)
+        try:
+            report["versions"][name] = PEERS[name].version()
+            print(report["versions"][name], file=sys.stderr)
+        except (OSError, subprocess.CalledProcessError) as exc:
+            absent[name] = first_line(exc)
+            print(f"{name} could not be had: {absent[name]}", file=sys.stderr)
+    names = [*(name for name in arguments.peers if name not in absent), *running]
     # All servers at one load before the next load: what else the machine does changes little within minutes.
     jobs = [*arguments.clients, *([] if arguments.no_same_picture else [0])]
     for what, _, name in itertools.product(jobs, range(arguments.repeat), names):
@@ -267,8 +282,9 @@ def main() -> None:
         rounded = {key: round(value, 3) for key, value in measured.items()}
         print(f"{name}, {what or 'same picture'}: {rounded}", file=sys.stderr)
         kept.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    (arguments.out / "engine.md").write_text(table(rows) + "\n", encoding="utf-8")
-    print(table(rows))
+    lines = [table(rows), *(f"\n{name} could not be had: {reason}" for name, reason in absent.items())]
+    (arguments.out / "engine.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
 
 
 def chosen_dtype(dtype: str) -> str:

