@@ -305,12 +305,15 @@ def memory(image: Image.Image, form: str) -> int:
     return taken
 
 
-def jpeg_memory(data: bytes, size: tuple[int, int], target: tuple[int, int]) -> int:
-    """Return the bytes of memory for decoding a JPEG of `size` to be scaled to `target`, both (width, height)."""
+def jpeg_memory(frame: tuple[bool, float], size: tuple[int, int], target: tuple[int, int]) -> int:
+    """Return the bytes of memory for decoding a JPEG of `size` to be scaled to `target`, both (width, height).
+
+    `frame` is what `jpeg_frame` returns.
+    """
     width, height = size
     # As Pillow's draft mode chooses, asked for twice the target.
     scale = next((s for s in (8, 4, 2) if width >= 2 * target[0] * s and height >= 2 * target[1] * s), 1)
-    several, planes = jpeg_frame(data)
+    several, planes = frame
     coefficients = int(width * height * 2 * planes) if several else 0
     return width * height * 4 // scale**2 * (2 if planes > 3 else 1) + coefficients
 

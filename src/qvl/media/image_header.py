@@ -51,6 +51,7 @@ class Header:
     `sized`: a request set the size.
     `plain`: every decoder decodes these bytes to the canonical pixels, so they may be passed on unchanged.
     `large`: decoding takes so much time or memory that only one such picture is decoded at a time.
+    `several`: a JPEG of several scans, whose decoder holds all coefficients.
     """
 
     format: str
@@ -61,6 +62,7 @@ class Header:
     plain: bool
     sized: bool
     large: bool
+    several: bool
 
     @property
     def media_type(self) -> str:
@@ -77,8 +79,9 @@ def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
     if (colour := _colour_jpeg(data)) is not None and "JPEG" in policy.formats:
         width, height, orientation = colour
         check_size((width, height), policy, name)
-        memory = _jpeg_memory(data, (width, height), policy)
-        return _header("JPEG", (width, height), orientation, policy, name, memory, simple=True)
+        frame = file_structure.jpeg_frame(data)
+        memory = _jpeg_memory(frame, (width, height), policy)
+        return _header("JPEG", (width, height), orientation, policy, name, memory, simple=True, several=frame[0])
     if (coded := jxl_size(data) if sniff(data) == "JXL" else None) is not None:
         # Its decoder decodes when it opens.
         check_size(coded, policy, name)
@@ -101,8 +104,9 @@ def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
             and (form != "PNG" or png_depth(data) == 8)
         )
         size = _tiff_size(image) if form == "TIFF" else image.size
-        memory = _jpeg_memory(data, image.size, policy) if form == "JPEG" else file_structure.memory(image, form)
-        return _header(form, size, orientation, policy, name, memory, simple=simple)
+        frame = file_structure.jpeg_frame(data) if form == "JPEG" else (False, 0.0)
+        memory = _jpeg_memory(frame, image.size, policy) if form == "JPEG" else file_structure.memory(image, form)
+        return _header(form, size, orientation, policy, name, memory, simple=simple, several=frame[0])
 
 
 def is_cheap(data: bytes) -> bool:
@@ -112,12 +116,20 @@ def is_cheap(data: bytes) -> bool:
     return _colour_jpeg(data) is not None
 
 
-def _jpeg_memory(data: bytes, size: tuple[int, int], policy: MediaPolicy) -> int:
-    return file_structure.jpeg_memory(data, size, canonical_size(*size, policy)[:2])
+def _jpeg_memory(frame: tuple[bool, float], size: tuple[int, int], policy: MediaPolicy) -> int:
+    return file_structure.jpeg_memory(frame, size, canonical_size(*size, policy)[:2])
 
 
 def _header(
-    form: str, size: tuple[int, int], orientation: int, policy: MediaPolicy, name: str, memory: int, *, simple: bool
+    form: str,
+    size: tuple[int, int],
+    orientation: int,
+    policy: MediaPolicy,
+    name: str,
+    memory: int,
+    *,
+    simple: bool,
+    several: bool,
 ) -> Header:
     """Return the Header after checking the limits; `simple`: one frame of opaque 8-bit RGB pixels."""
     _check_memory(form, size, policy, name, memory)
@@ -125,7 +137,7 @@ def _header(
     upright = size[::-1] if orientation >= 5 else size
     width, height, sized = canonical_size(*upright, policy)
     plain = simple and form in PORTABLE and orientation == 1 and (width, height) == upright
-    return Header(form, width, height, upright, orientation, plain, sized, large)
+    return Header(form, width, height, upright, orientation, plain, sized, large, several)
 
 
 def _check_memory(form: str, size: tuple[int, int], policy: MediaPolicy, name: str, memory: int) -> None:

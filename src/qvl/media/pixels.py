@@ -102,7 +102,7 @@ def surely_whole(data: bytes, header: Header, policy: MediaPolicy) -> bool:
     """True if plain `data` is whole, as far as a fraction of a millisecond for each MiB tells; False: see `check`."""
     if header.format != "JPEG":
         return False
-    if file_structure.jpeg_frame(data)[0] and not file_structure.has_few_scans(data, header.width * header.height):
+    if header.several and not file_structure.has_few_scans(data, header.width * header.height):
         return False
     bare = skeleton(data)
     return bare is not None and len(bare) <= _FEW_SEGMENTS and _accepts(bare, policy)
@@ -116,7 +116,7 @@ def _whole_jpeg(data: bytes, header: Header, policy: MediaPolicy, name: str) -> 
     """
     if (bare := skeleton(data)) is None:
         return False
-    if file_structure.jpeg_frame(data)[0]:
+    if header.several:
         file_structure.check_scans(data, header.width * header.height, name)
     return _accepts(bare, policy)
 
