@@ -19,6 +19,7 @@ from qvl.testing import EchoBackend
 from qvl.types import ChatRequest, Chunk, Usage
 
 WHO = "who?"
+DEADLY_SIZE = 40
 
 
 class Marked(EchoBackend):
@@ -66,6 +67,19 @@ class Doomed(EchoBackend):
     async def _say(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         raise EngineDeadError("the device is lost")
         yield
+
+
+class Deadly(EchoBackend):
+    """One whose process ends by SIGKILL at a picture of 40 x 40 pixels; the others take their time."""
+
+    def __init__(self) -> None:
+        super().__init__(pause=0.02)
+
+    async def _say(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        async for chunk in super()._say(request):
+            yield chunk
+            if any(picture.width == picture.height == DEADLY_SIZE for picture in request.pictures):
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Counted(EchoBackend):

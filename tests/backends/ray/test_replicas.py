@@ -15,7 +15,7 @@ import pytest
 from qvl import media
 from qvl.backends.local.backend import LocalBackend
 from qvl.chunks import fold
-from qvl.errors import BackendError, BackendUnavailableError, ConfigError, UnsupportedInputError
+from qvl.errors import BackendError, BackendUnavailableError, ConfigError, MediaError, UnsupportedInputError
 from qvl.media.load_video import load_video
 from qvl.media.video_sampling import VideoSampling
 from qvl.testing import EchoBackend
@@ -23,7 +23,7 @@ from qvl.testing.asking import ask, collect, square
 from qvl.tiny import render
 from qvl.types import ChatRequest, Message, VideoPart
 from tests.backends.lora_files import random_adapter
-from tests.backends.ray.engines import WHO, Broken, Doomed, Marked, Unopenable, Watching
+from tests.backends.ray.engines import DEADLY_SIZE, WHO, Broken, Deadly, Doomed, Marked, Unopenable, Watching
 from tests.server.test_dashboard import OF_RAY
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -198,6 +198,26 @@ def test_a_dead_engine_of_a_replica_is_not_the_end_of_its_front(opened: Any) -> 
     with pytest.raises(BackendUnavailableError, match="the device is lost"):
         opened.loop.run_until_complete(backend.generate(ask("hello")))
     assert backend.lost() is None
+
+
+def test_a_picture_that_killed_two_replicas_is_refused_and_nobody_else_is(opened: Any, tmp_path: Path) -> None:
+    backend = opened(make=Deadly, replicas=3, quarantine=str(tmp_path / "held.json"))
+    poison = square((0, 0, 0), DEADLY_SIZE)
+
+    async def run() -> None:
+        others = [asyncio.ensure_future(backend.generate(ask(LONG, square(colour)))) for colour in COLOURS]
+        await asyncio.sleep(0.1)
+        with pytest.raises(MediaError, match="2 engines died while they answered it") as caught:
+            await backend.generate(ask("what is it", poison))
+        assert caught.value.code == "image_quarantined"
+        assert all(result.text for result in await asyncio.gather(*others))
+        with pytest.raises(MediaError):
+            await backend.generate(ask("and now", poison))
+        stats = backend.stats()
+        assert (stats["pictures_quarantined"], stats["quarantine_refusals_total"]) == (1, 2)
+        assert (await backend.generate(ask("hello", square(COLOURS[0])))).text
+
+    opened.loop.run_until_complete(run())
 
 
 def test_a_bug_in_a_replica_is_an_error_of_ours(opened: Any) -> None:
