@@ -179,6 +179,7 @@ def test_a_response_is_kept_with_its_pictures_as_they_came(upstream: ScriptedEnd
         ("/v1/analyze", {"image": URL[:-8] + "*" + URL[-7:]}),
         ("/v1/analyze", {"image": URL[: len(URL) // 8 * 4]}),
         ("/v1/analyze", {"images": [URL], "language": URL}),
+        ("/v1/analyze", {"image": URL, "pages": 2}),
         ("/v1/locate", {"image": JPEG, "targets": "the brand"}),
         ("/v1/locate", {"image": URL, "targets": URL, "points": "yes"}),
         ("/v1/responses", {"input": [{**SHOWN, "role": URL}], "store": False}),

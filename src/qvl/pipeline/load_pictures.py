@@ -160,7 +160,11 @@ def _is_picture(source: object) -> bool:
 
 
 def _without_pages(source: object) -> MediaError:
-    name = short(str(source)) if isinstance(source, str | os.PathLike) else "a picture"
+    named = source.head if isinstance(source, Base64Picture) else source
+    if isinstance(named, str) and named.strip()[:5].lower() == "data:":
+        # Its media type, and none of its base64.
+        named = named.strip().partition(",")[0].partition(";")[0]
+    name = short(str(named)) if isinstance(named, str | os.PathLike) else "a picture"
     hint = "pages are those of PDFs; name them at the document alone: bill.pdf#page=2"
     return MediaError(f"{name} is not a PDF, so no pages can be chosen", hint=hint, code=NO_SUCH_PAGE)
 
