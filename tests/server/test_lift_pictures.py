@@ -132,6 +132,11 @@ ROUTES = {
     "/v1/analyze": {"images": [URL, URL]},
     "/v1/locate": {"image": URL, "targets": "the brand"},
     "/v1/decisions": {"input": [SHOWN], "questions": [{"type": "predicate", "instructions": "Is it new?"}]},
+    "/v1/systemone": {
+        "state": "This is shoe.jpg",
+        "questions": {"new": {"type": "noul", "instructions": "Is shoe.jpg new?"}},
+        "assets": {"shoe.jpg": {"data_base64": JPEG}},
+    },
     "/tokenize": user(TEXT, image(URL)),
     "/v1/messages/count_tokens": {
         "model": "echo",
@@ -184,6 +189,14 @@ def test_a_response_is_kept_with_its_pictures_as_they_came(upstream: ScriptedEnd
         ("/v1/locate", {"image": URL, "targets": URL, "points": "yes"}),
         ("/v1/responses", {"input": [{**SHOWN, "role": URL}], "store": False}),
         ("/v1/responses", {"input": [{**SHOWN, "content": [{"type": "input_image", "image_url": JPEG}]}]}),
+        (
+            "/v1/systemone",
+            {
+                "state": "a",
+                "questions": {"q": {"type": "noul", "instructions": "?"}},
+                "assets": {"a": {"data_base64": URL}},
+            },
+        ),
         ("/v1/decisions", {"input": [SHOWN], "questions": [{"type": "predicate", "instructions": ""}]}),
     ],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -20,6 +20,7 @@ from qvl.decisions.questions import MAX_QUESTIONS, ChoiceQuestion, Option, Predi
 from qvl.decisions.rubrics import one_of, scale, yes_or_no
 from qvl.errors import QvlError, RequestError, UnsupportedInputError
 from qvl.pipeline.parse_fields import refuse_others, type_of, unknown, wrong
+from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.server.errors import ErrorForm, status_of
 from qvl.server.schemas import CONTENT, read_by_hand
 from qvl.types import JsonMapping, JsonObject
@@ -115,13 +116,21 @@ class SystemOneInput:
     paths: list[str]
 
 
-def input_of(body: SystemOneRequest) -> SystemOneInput:
-    """Return what is to be asked.
+def asset_texts(body: SystemOneRequest) -> list[str]:
+    """Return the texts of a body that are read as base64 of pictures."""
+    # Whatever has a comma is no base64.
+    return [asset.data_base64 for asset in (body.assets or {}).values() if "," not in asset.data_base64]
+
+
+def input_of(
+    body: SystemOneRequest, shown: Callable[[UnreadPicture], UnreadPicture] = lambda picture: picture
+) -> SystemOneInput:
+    """Return what is to be asked; `shown` returns a picture as it was sent.
 
     Raises:
         RequestError: an invalid question or asset; the error names it.
     """
-    assets = _Assets(body.assets or {})
+    assets = _Assets(body.assets or {}, shown)
     if isinstance(body.state, str) and not body.state.strip():
         raise wrong("state", "is empty")
     content = [*assets.parts(body.state, "state"), {"type": "text", "text": "\n\n"}]
@@ -137,6 +146,7 @@ class _Assets:
     """The pictures by the names that stand for them in texts; `paths` has one for each place that they stand at."""
 
     known: Mapping[str, Asset]
+    shown: Callable[[UnreadPicture], UnreadPicture]
     paths: list[str] = field(default_factory=list)
 
     def parts(self, value: object, where: str) -> list[JsonObject]:
@@ -146,8 +156,8 @@ class _Assets:
             if number % 2:
                 asset = self.known[piece]
                 self.paths.append(f"assets.{piece}")
-                url = f"data:image/{asset.format or 'png'};base64,{asset.data_base64}"
-                parts.append({"type": "input_image", "image_url": url})
+                picture = UnreadPicture(f"data:image/{asset.format or 'png'};base64,{asset.data_base64}")
+                parts.append({"type": "image", "image": self.shown(picture).source})
             elif piece:
                 parts.append({"type": "text", "text": piece})
         return parts

@@ -11,7 +11,7 @@ from qvl.decisions.questions import Question, read_questions
 from qvl.pipeline.decide import decide
 from qvl.server import openai_decisions_3_57, systemone_0_2
 from qvl.server.responses_input import item_texts
-from qvl.server.serving import ServedRequest, cache_policy, read_request, validated
+from qvl.server.serving import ServedRequest, cache_policy, read_request
 from qvl.types import ChatRequest, JsonMapping, Message
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ async def decisions(exchange: Exchange) -> None:
 async def system_one(exchange: Exchange) -> None:
     """Answer each question, by its name, with the probability of every answer that it may have."""
     wire = systemone_0_2
-    body = validated(wire.SystemOneRequest, await exchange.body())
+    body = await read_request(exchange, wire.SystemOneRequest, wire.asset_texts)
 
     async def answer() -> None:
         name = exchange.core.served(body.model)
-        read = await _aside(len(body.questions), lambda: wire.input_of(body))
+        read = await _aside(len(body.questions), lambda: wire.input_of(body, exchange.as_sent))
         await _answer(
             exchange, name, read.questions, read.messages, read.paths, lambda told: wire.answers_of(body, told, name)
         )
