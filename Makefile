@@ -78,7 +78,7 @@ test-vllm: ## the vLLM backend on vLLM's CPU build, in an environment of its own
 test-openvino: ## the OpenVINO backend on models that optimum-intel converts, in an environment of its own
 	$(PYTHON) tests/backends/environment.py openvino .venv-openvino
 
-test-clients: $(STAMP) ## real clients of Python and Node, in environments of their own; WRITE=1 writes docs/clients.md
+test-clients: $(STAMP) ## real clients of Python and Node, in environments of their own; WRITE=1 writes the table of README
 	$(if $(WRITE),QVL_WRITE_CLIENTS=1) $(PYTEST) tests/clients
 
 test-ray: $(STAMP) ## replicas and datasets under Ray, which it installs

@@ -55,7 +55,7 @@ model type of the local engine has its rows and that every test linked here is t
   `openvino` names the command that converts a checkpoint to its own form.
 - **vLLM's own**, **OpenVINO's own**: left to that library, which knows whether it can; nothing of it is tested here.
 - **the server's own**: an endpoint serves what it serves; requests, pictures and answers are tested against real
-  servers ([clients.md](clients.md)), not by model.
+  servers ([README](../README.md#serving)), not by model.
 
 vLLM's CPU build computes a gated delta rule in bfloat16 and without LoRA alone: in float32 its engine ends at the first
 request. So Qwen3.5's test there compares tokens up to where two are nearly as likely.

@@ -1,6 +1,6 @@
 """Real clients, each in an environment of its own, against a real `qvl-serve` with the bundled model.
 
-What they could do is the table in `docs/clients.md`, which is checked here: `make test-clients WRITE=1` writes it.
+What they could do is a table of README, which is checked here: `make test-clients WRITE=1` writes it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,8 @@ from tests.server.processes import Process, launch
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(1500)]
 PICTURE = ROOT / "examples" / "pictures" / "norvik-mug-red.png"
-PAGE = ROOT / "docs" / "clients.md"
+README = ROOT / "README.md"
 FOUND: dict[Client, str] = {}
-HEAD = """\
-# Clients
-
-Which clients `qvl-serve` was tested with: real packages, over a real server with the bundled model. Written by
-`make test-clients WRITE=1`; a run of `make test-clients` checks that it still holds.
-
-"picture" is a question about a picture, "stream" the same in pieces, "tools" a call of a function whose arguments fit
-its schema, "structured" an answer that is read into a class, "error" the client's own exception for a model that is
-not there. A dash: the client has no such thing of its own, or it needs a larger model.
-
-"""
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +60,14 @@ def table() -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def test_the_page_tells_what_was_found() -> None:
+def test_the_readme_tells_what_was_found() -> None:
     if len(FOUND) < len(CLIENTS):
         pytest.skip("not every client was asked")
-    text = HEAD + table()
+    text = README.read_text(encoding="utf-8")
+    before, found, after = text.partition("\n| client |")
+    _, behind, rest = after.partition("\n\n")
+    written = before + "\n" + table().rstrip("\n") + behind + rest
     if AS_FOUND.get("QVL_WRITE_CLIENTS"):
-        PAGE.write_text(text, encoding="utf-8")
-    assert PAGE.read_text(encoding="utf-8") == text
+        README.write_text(written, encoding="utf-8")
+    assert found
+    assert README.read_text(encoding="utf-8") == written
