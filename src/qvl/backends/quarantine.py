@@ -56,8 +56,9 @@ class Quarantine:
         self._suspects = SharedTimes(None if path is None else path.with_name(f"{path.name}.suspects"), most, clock)
         self._locks = None if path is None else HostLocks(path.with_name(f"{path.name}.lock"))
         self.refused = 0
-        # The engines at which suspects of this process run, one at each.
+        # The engines at which suspects of this process run, one at each, and their pictures.
         self.trying: set[str] = set()
+        self._pictures: set[str] = set()
         self._tried = asyncio.Event()
 
     def __len__(self) -> int:
@@ -117,18 +118,33 @@ class Quarantine:
             self._held.put(key, self._clock() + self._seconds)
         log.error("picture quarantined: a second engine died with it", picture=key, engine=engine, s=self._seconds)
 
-    def begin(self, engine: str) -> bool:
-        """Record that a suspect goes to `engine`, until `tried`; False, and nothing is recorded, if one is there."""
-        if engine in self.trying or (self._locks is not None and not self._locks.take(engine)):
+    def begin(self, request: ChatRequest, engine: str) -> bool:
+        """Record that a suspect goes to `engine`, until `tried`.
+
+        False, and nothing is recorded, if one is there, or another request with these pictures is at any engine: two of
+        them would cost two.
+        """
+        pictures = _key(request)
+        if engine in self.trying or pictures in self._pictures:
             return False
+        if self._locks is not None:
+            if not self._locks.take(engine):
+                return False
+            if not self._locks.take(pictures):
+                self._locks.free(engine)
+                return False
         self.trying.add(engine)
+        self._pictures.add(pictures)
         return True
 
-    def tried(self, engine: str) -> None:
+    def tried(self, request: ChatRequest, engine: str) -> None:
         """Record that the suspect at `engine` has left it, and tell those who wait."""
+        pictures = _key(request)
         self.trying.discard(engine)
+        self._pictures.discard(pictures)
         if self._locks is not None:
             self._locks.free(engine)
+            self._locks.free(pictures)
         self._tried.set()
 
     async def one_was_tried(self, deadline: float, *, elsewhere: bool = False) -> bool:

@@ -85,6 +85,39 @@ async def test_the_third_engine_lives_and_nobody_else_is_refused(
             assert backend.stats()["pictures_quarantined"] == 0
 
 
+@pytest.mark.slow
+async def test_requests_with_one_suspected_picture_cost_one_engine(
+    engines: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "quarantine.json"
+    Quarantine(file).killed(about("poison"), "one before", suspect=False)
+    options = {"probe": False, "health_interval": None, "max_retries": 8}
+    async with OpenAIBackend("echo", base_url=engines(3), quarantine=str(file), **options) as backend:
+        asked = [backend.generate(about("poison", f"question {number}")) for number in range(4)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [getattr(answer, "code", answer) for answer in answers] == ["image_quarantined"] * 4
+        assert [endpoint.state for endpoint in backend.endpoints()].count("up") == 2
+
+
+@pytest.mark.slow
+async def test_one_that_is_quarantined_while_it_waits_for_a_place_is_refused(
+    engines: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "quarantine.json"
+    options = {"probe": False, "health_interval": None, "limit": 1}
+    async with OpenAIBackend("echo", base_url=engines(1), quarantine=str(file), **options) as backend:
+        before = asyncio.ensure_future(backend.generate(about("red", "ten words " * 5)))
+        await asyncio.sleep(0.1)
+        waiting = asyncio.ensure_future(backend.generate(about("poison")))
+        await asyncio.sleep(0.1)
+        assert not before.done()
+        Quarantine(file).killed(about("poison"), "another", suspect=True)
+        with pytest.raises(MediaError, match="quarantine"):
+            await waiting
+        assert (await before).text
+        assert (await backend.generate(about("red"))).text
+
+
 def test_one_that_is_answered_elsewhere_is_cleared() -> None:
     held = Quarantine()
     # Two requests with it broke off, at one death.
@@ -125,7 +158,7 @@ from qvl.backends.quarantine import Quarantine
 from tests.backends.openai.test_quarantine import about
 held = Quarantine(sys.argv[1])
 held.killed(about("red"), "a", suspect=False)
-assert held.begin("b")
+assert held.begin(about("red"), "b")
 print("there", flush=True)
 time.sleep(600)
 """
@@ -141,14 +174,17 @@ def test_processes_of_a_host_suspect_together_and_try_one_suspect_at_a_time(tmp_
         assert other.stdout is not None
         assert other.stdout.readline() == "there\n"
         assert held.suspects(about("red"))
-        assert not held.begin("b")
-        assert held.begin("c")
+        assert not held.begin(about("green"), "b")
+        # Nor with the same pictures at another engine, which would cost that too.
+        assert not held.begin(about("red"), "c")
+        assert held.begin(about("green"), "c")
         other.kill()
     # Its end frees what it held.
-    assert held.begin("b")
-    assert not held.begin("b")
-    held.tried("b")
-    assert held.begin("b")
+    assert held.begin(about("red"), "b")
+    assert not held.begin(about("blue"), "b")
+    assert not held.begin(about("red"), "d")
+    held.tried(about("red"), "b")
+    assert held.begin(about("red"), "b")
     held.cleared(about("red"))
     assert not Quarantine(file).suspects(about("red"))
 

@@ -263,8 +263,12 @@ class OpenAIBackend(Backend):
                 rounds += 1
                 continue
             name = ticket.member.name
-            if suspect and not quarantine.begin(name):
-                # It was free when the wait for a ticket began, or is not for another process.
+            # Others may have found out about its pictures while it waited for the ticket.
+            if suspect != quarantine.suspects(request):
+                ticket.release()
+                continue
+            if suspect and not quarantine.begin(request, name):
+                # Another suspect is at the engine, or another request with these pictures at any.
                 ticket.release()
                 taken.add(name)
                 continue
@@ -273,6 +277,7 @@ class OpenAIBackend(Backend):
             waited = time.monotonic() - queued
             answering = False
             try:
+                quarantine.refuse(request)
                 async with aclosing(self._attempt(ticket, request, deadline)) as chunks:
                     async for chunk in chunks:
                         if not answering:
@@ -321,7 +326,7 @@ class OpenAIBackend(Backend):
             finally:
                 ticket.release()
                 if suspect:
-                    quarantine.tried(name)
+                    quarantine.tried(request, name)
 
     async def _attempt(
         self, ticket: Ticket[ProbedEndpoint], request: ChatRequest, deadline: float

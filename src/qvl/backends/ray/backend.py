@@ -298,10 +298,12 @@ class RayBackend(Backend):
                 await asyncio.sleep(min(FIRST_PAUSE * 2 ** (attempt - 1), 5.0))
             # Alone among its kind, so that one that kills this replica too is known for certain.
             suspect = self._quarantine.suspects(request)
-            turn = self._alone(deadline) if suspect else contextlib.nullcontext()
+            turn = self._alone(request, deadline) if suspect else contextlib.nullcontext()
             await turn.__aenter__()
             call = deployment.call(key, frozenset(lost), request)
             try:
+                # What came of others with its pictures while it waited for its turn.
+                self._quarantine.refuse(request)
                 async for bundle in call.bundles(deadline, self._closed):
                     for chunk in bundle:
                         new = continuation.rest(chunk)
@@ -338,15 +340,15 @@ class RayBackend(Backend):
                 await turn.__aexit__(None, None, None)
 
     @contextlib.asynccontextmanager
-    async def _alone(self, deadline: float) -> AsyncGenerator[None, None]:
+    async def _alone(self, request: ChatRequest, deadline: float) -> AsyncGenerator[None, None]:
         """The only suspect at the replicas, whichever of them it will be, of all processes with this quarantine."""
-        while not self._quarantine.begin(""):
+        while not self._quarantine.begin(request, ""):
             if not await self._quarantine.one_was_tried(deadline, elsewhere=True):
                 raise BackendTimeoutError("other pictures that were there when a replica died are tried first")
         try:
             yield
         finally:
-            self._quarantine.tried("")
+            self._quarantine.tried(request, "")
 
 
 def _stop(deployment: Deployment) -> None:
