@@ -171,6 +171,28 @@ def test_a_box_that_a_schema_does_not_need_is_left_out_and_told() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "hole",
+    [
+        {"type": ["array", "null"], "format": "box"},
+        {"anyOf": [{"$ref": "#/$defs/box"}, {"type": "null"}]},
+        {"$ref": "#/$defs/none"},
+        {"anyOf": [{"allOf": [{"$ref": "#/$defs/box"}]}, {"type": "null"}]},
+        {"oneOf": [{"type": "null"}, {"anyOf": [{"$ref": "#/$defs/point"}, {"$ref": "#/$defs/box"}]}]},
+    ],
+)
+def test_a_json_schema_may_say_in_many_ways_that_a_box_may_be_null(hole: dict[str, Any]) -> None:
+    defs = {"box": {"type": "array", "format": "box"}, "point": {"type": "array", "format": "point"}}
+    defs["none"] = {"anyOf": [{"$ref": "#/$defs/box"}, {"type": "null"}]}
+    schema = {"type": "object", "properties": {"hole": hole}, "required": ["hole"], "$defs": defs}
+    told = ([1500, 0, 1600, 9], "hidden", RAW, None)
+    backend = talking(*[{"hole": value} for value in told])
+    with Pipeline(backend=backend, cache="off") as pipe:
+        found = [pipe.analyze_result(square(), schema=schema) for _ in told]
+    assert [one.value["hole"] for one in found] == [None, None, WHERE.to_json(), None]
+    assert [bool(one.result.notes) for one in found] == [True, True, False, False]
+
+
 def test_evidence_that_is_none_is_left_out_and_told() -> None:
     wrong = {"brand": [1500, 0, 1600, 9], "category": "left", "attributes": [5, 5, 5, 9]}
     backend = talking({**PRODUCT, "evidence": wrong}, PRODUCT, formats=frozenset())

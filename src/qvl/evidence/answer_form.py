@@ -51,7 +51,17 @@ def with_told_shapes(schema: JsonObject) -> JsonObject:
         form = form_of(node)
         return node if form is None else {**node, **SHAPES[form].json_schema()}
 
-    return mapped(schema, tell) if has_shapes(schema) else schema
+    apart = mapped(schema, _null_apart)
+    return mapped(apart, tell) if has_shapes(apart) else schema
+
+
+def _null_apart(node: JsonObject) -> JsonObject:
+    """Return a box or point whose type is `["array", "null"]` as a union of a place and null."""
+    kinds = node.get("type")
+    if node.get("format") not in _FORMS or not isinstance(kinds, list) or "null" not in kinds:
+        return node
+    places = [{**node, "type": kind} for kind in kinds if kind != "null"]
+    return {"anyOf": [*places, {"type": "null"}]}
 
 
 @dataclass(slots=True)
@@ -240,19 +250,20 @@ def _visit(
     if form is not None:
         return visit(form, data, path, optional)
     if isinstance(node.get("$ref"), str):
-        data = _visit(data, at_pointer(root, unquote(node["$ref"])), root, visit, path, depth - 1)
+        target = at_pointer(root, unquote(node["$ref"]))
+        data = _visit(data, target, root, visit, path, depth - 1, optional=optional)
     for part in node.get("allOf") or ():
-        data = _visit(data, part, root, visit, path, depth - 1)
+        data = _visit(data, part, root, visit, path, depth - 1, optional=optional)
     for word in ("anyOf", "oneOf"):
         parts = list(node.get(word) or ())
-        null = any(isinstance(part, Mapping) and part.get("type") == "null" for part in parts)
+        null = optional or any(isinstance(part, Mapping) and part.get("type") == "null" for part in parts)
         branches = [part for part in parts if _could_be(data, part, root)]
         if null and not branches:
             # What is no place at all is none, where there need not be one.
-            branches = [part for part in parts if form_of(part) is not None]
+            branches = [part for part in parts if _forms(part, root)]
         if branches:
             # Two numbers are a point where there may be a box or a point.
-            branch = next((part for part in branches if _is_exactly(data, part)), branches[0])
+            branch = next((part for part in branches if _is_exactly(data, part, root)), branches[0])
             data = _visit(data, branch, root, visit, path, depth - 1, optional=null)
     if isinstance(data, Mapping):
         properties, more = node.get("properties") or {}, node.get("additionalProperties")
@@ -279,9 +290,26 @@ _TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
 }
 
 
-def _is_exactly(data: object, node: object) -> bool:
-    form = form_of(node)
-    return form is not None and any(raw.form == form for raw in raw_shapes(data, form))
+def _is_exactly(data: object, node: object, root: JsonMapping) -> bool:
+    return any(raw.form == form for form in _forms(node, root) for raw in raw_shapes(data, form))
+
+
+def _forms(node: object, root: JsonMapping) -> set[Form]:
+    """Return the forms that a schema itself may stand for, through references and unions, not those in its fields."""
+    found: set[Form] = set()
+    left, seen = [node], set()
+    while left:
+        part = left.pop()
+        if not isinstance(part, Mapping) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if (form := form_of(part)) is not None:
+            found.add(form)
+            continue
+        if isinstance(part.get("$ref"), str):
+            left.append(at_pointer(root, unquote(part["$ref"])))
+        left += [inner for word in ("anyOf", "oneOf", "allOf") for inner in part.get(word) or ()]
+    return found
 
 
 def _could_be(data: object, node: object, root: JsonMapping) -> bool:
