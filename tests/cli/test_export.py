@@ -72,6 +72,13 @@ def test_yolo_has_middles_and_sizes_as_shares(qvl, results: Path, tmp_path: Path
     assert (tmp_path / "set" / "labels" / "two.txt").read_text() == ""
 
 
+def test_one_is_one(qvl, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(line("a.jpg", CAP), encoding="utf-8")
+    ran = qvl("export", str(path), "--format", "coco", "-o", str(tmp_path / "coco.json"))
+    assert ran.err.startswith("1 picture, 1 place, 1 label: ")
+
+
 def test_yolo_has_a_file_for_each_page(qvl, tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text(f"{line('a/bill.pdf#page=1', CAP)}\n{line('a/bill.pdf#page=12', LID)}\n")
     assert qvl("export", str(tmp_path / "r.jsonl"), "-f", "yolo", "-o", str(tmp_path / "set")).code == 0
@@ -114,7 +121,7 @@ def test_label_studio_has_per_cent_and_its_interface(qvl, tmp_path: Path) -> Non
         ),
         (['{"picture": "a.jpg", "ok": false}'], "coco", "no picture to export: 1 failed"),
         (['{"picture": "a.jpg", "text": "x"}'], "coco", "1 have neither a place nor the picture's size"),
-        ([line("a.jpg", Located("tip", point=Point(5, 5, 200, 100)))], "yolo", "the results have 1 points"),
+        ([line("a.jpg", Located("tip", point=Point(5, 5, 200, 100)))], "yolo", "the results have 1 point ("),
         ([line("a/x.jpg", CAP), line("b/x.png", CAP)], "yolo", "would both be labels/x.txt"),
         ([line("a.jpg", CAP)], "voc", "unknown format 'voc' (one of coco, yolo, label-studio)"),
     ],

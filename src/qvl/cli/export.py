@@ -40,7 +40,7 @@ def export(
         what = f"{data.failed} failed, {data.placeless} have neither a place nor the picture's size"
         raise ConfigError(f"no picture to export: {what}", hint="qvl locate … --output results.jsonl writes them")
     if data.points and form != "label-studio":
-        what = f"{form} has boxes alone, and the results have {data.points} points"
+        what = f"{form} has boxes alone, and the results have {data.points} point{'' if data.points == 1 else 's'}"
         raise ConfigError(what, hint="--format label-studio takes points")
     if form == "yolo":
         files = yolo(data)
@@ -51,8 +51,10 @@ def export(
         _write(output, json.dumps(label_studio(data), ensure_ascii=False, indent=1))
         _write(output.with_suffix(".xml"), label_config(data.labels))
     places = sum(len(picture.located) for picture in data.pictures.values())
+    counts = (len(data.pictures), "picture"), (places, "place"), (len(data.labels), "label")
+    told = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts)
     left = f", {data.failed + data.placeless} left out" if data.failed + data.placeless else ""
-    failure.stderr().print(f"{len(data.pictures)} pictures, {places} places, {len(data.labels)} labels{left}: {output}")
+    failure.stderr().print(f"{told}{left}: {output}")
 
 
 def _read(name: str, data: ExportedSet, read: Callable[[Iterable[str], str, ExportedSet], None]) -> None:
