@@ -99,6 +99,9 @@ TWO = {
     "by name": '{"the cap": [0, 0, 500, 500], "label": [0, 500, 250, 750]}',
     "by name, each an object": '{"the cap": {"bbox_2d": [0, 0, 500, 500]}, "label": {"bbox_2d": [0, 500, 250, 750]}}',
     "a list behind each name": "The label of the cap: label: [0, 500, 250, 750]\n- the cap: [0, 0, 500, 500]",
+    "a name behind each list": "[0, 500, 250, 750]: Label\n[0, 0, 500, 500]: the cap",
+    "a sentence": "[0, 500, 250, 750] is the label of the cap, and [0, 0, 500, 500] is the cap with its label.",
+    "a name behind each pair": "(0,500),(250,750) label, (0,0),(500,500) the cap",
     "markers": (
         "<|object_ref_start|>label<|object_ref_end|><|box_start|>(0,500),(250,750)<|box_end|>"
         "<|object_ref_start|>The cap<|object_ref_end|><|box_start|>(0,0),(500,500)<|box_end|>"
@@ -107,7 +110,7 @@ TWO = {
 
 
 @pytest.mark.parametrize("form", TWO)
-def test_labels_stand_in_the_answer_or_before_each_place(form: str, endpoint: ScriptedEndpoint, pipe: Pipeline) -> None:
+def test_labels_stand_in_the_answer_or_beside_each_place(form: str, endpoint: ScriptedEndpoint, pipe: Pipeline) -> None:
     endpoint.say(Text(TWO[form]))
     found = pipe.locate(square(), ["the cap", "label"], cache="off")
     assert [(item.label, item.box and item.box.pixels) for item in found] == [

@@ -98,12 +98,17 @@ def read_located(
     """
     form: Form = "point" if points else "box"
     read: list[tuple[RawShape, float | None]] = []
-    matches, before = find_values(text), 0
+    matches = find_values(text)
+    starts = [match.start for match in matches if match.exact]
+    sides = {
+        at: (text[left:at], text[at:right])
+        for left, at, right in zip([0, *starts], starts, [*starts[1:], None], strict=False)
+    }
     for match in matches:
         shapes = raw_shapes(match.value, form)
         if match.exact:
-            shapes = [shape if shape.label else replace(shape, before=text[before : match.start]) for shape in shapes]
-            before = match.start
+            before, behind = sides[match.start]
+            shapes = [shape if shape.label else replace(shape, before=before, behind=behind) for shape in shapes]
         sure: dict[str, float] = {}
         if match.exact and shapes:
             _, sure = confidences(text, logprobs, match.start, wholes={shape.path for shape in shapes if shape.path})
@@ -129,8 +134,12 @@ def _placed(
     found: list[Located] = []
     notes: list[str] = []
     known: set[object] = set()
+    nameless = [raw for raw, _ in read if not raw.label]
+    # Where names stand behind the places ("[1, 2, 3, 4]: cap"), one stands behind the last and none before the first.
+    behind = bool(nameless and _named(nameless[-1].behind, targets) and not _named(nameless[0].before, targets))
     for raw, sure in read:
-        label = _target(raw.label, targets) or _named_last(raw.before, targets)
+        label = _target(raw.label, targets)
+        label = label or _named(raw.behind if behind else raw.before, targets, first=behind)
         if label is None and not raw.label:
             notes.append(f"left out {brief(raw.written)}: it has no label, and several targets were asked for")
             continue
@@ -194,14 +203,14 @@ def _target(label: str | None, targets: Sequence[str]) -> str | None:
     return near[0] if len(near) == 1 else None
 
 
-def _named_last(text: str, targets: Sequence[str]) -> str | None:
-    """Return the target that stands last in a text; of two that end together the longer."""
+def _named(text: str, targets: Sequence[str], *, first: bool = False) -> str | None:
+    """Return the target that stands last in a text, or first; of two at one place the longer; None if none does."""
     words = " ".join(text.split()).casefold()
     found = []
     for target in targets:
         # Within a word of the Latin alphabet nothing begins.
-        places = [match.end() for match in re.finditer(rf"(?<![a-z]){re.escape(target.casefold())}", words)]
-        found += [(places[-1], len(target), target)] if places else []
+        spans = [match.span() for match in re.finditer(rf"(?<![a-z]){re.escape(target.casefold())}", words)]
+        found += [(-spans[0][0] if first else spans[-1][1], len(target), target)] if spans else []
     return max(found)[2] if found else None
 
 

@@ -37,9 +37,9 @@ _DEEPEST: Final = 8
 class RawShape:
     """Coordinates as the model wrote them, with their label and the path (see `value_spans`) of their object.
 
-    `before` is the text in front of one without a label, which may name it. `values` are not checked: their number,
-    range and finiteness are what the model made of them; None where one of them is no number. `picture` is the number
-    that the model gave, from 1.
+    `before` and `behind` are the texts around one without a label, up to the next places, which may name it. `values`
+    are not checked: their number, range and finiteness are what the model made of them; None where one of them is no
+    number. `picture` is the number that the model gave, from 1.
     """
 
     form: Form
@@ -49,6 +49,7 @@ class RawShape:
     picture: int | None = None
     written: object = None
     before: str = ""
+    behind: str = ""
 
 
 def raw_shapes(value: object, form: Form, path: str = "", label: str | None = None) -> list[RawShape]:
@@ -62,12 +63,13 @@ def shapes_in_text(text: str, form: Form) -> list[RawShape]:
     A text of numbers alone, with tags around them or none, is one; `form` is what its numbers are taken for.
     """
     shapes = []
-    at = 0
-    for match in _PAIRS.finditer(text):
+    matches = list(_PAIRS.finditer(text))
+    ends, starts = [0, *(match.end() for match in matches)], [*(match.start() for match in matches), len(text)]
+    around = [text[end:start] for end, start in zip(ends, starts, strict=True)]
+    for match, before, behind in zip(matches, around, around[1:], strict=False):
         values = tuple(float(number) for number in match.groups() if number is not None)
         kind: Form = "box" if len(values) == 4 else "point"
-        shapes.append(RawShape(kind, values, written=match.group(), before=text[at : match.start()]))
-        at = match.end()
+        shapes.append(RawShape(kind, values, written=match.group(), before=before, behind=behind))
     bare = raw_shapes(_TAG.sub(" ", text).strip().strip('"'), form)
     return shapes or [shape for shape in bare if len(shape.values or ()) in (2, 4)]
 
