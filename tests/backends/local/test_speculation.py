@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from qvl.backends.local.scheduling.scheduler import Scheduler
 from qvl.backends.local.scheduling.sequence import Sequence
 from qvl.backends.local.text.processor import PreparedRequest
 from qvl.types import ResponseFormat as Format
-from qvl.types import Result, SamplingParams
+from qvl.types import Result, SamplingParams, Tool
 from tests.backends.local.reference import clear
 from tests.backends.local.requests import ask, freed, run, run_together
 from tests.backends.local.test_equals_generate import check
@@ -118,6 +119,28 @@ def test_under_a_grammar_tokens_and_logprobs_are_as_without_guesses(
     assert off.stats()["drafted_tokens"] == 0 < stats["accepted_tokens"] < stats["drafted_tokens"]
     assert run(off, wanted[0])[0].text == run(on, wanted[0])[0].text
     assert on.stats()["generated_tokens"] == off.stats()["generated_tokens"]
+    freed(on)
+
+
+WEIGH = Tool("weigh", "Weighs a thing.", FORM.schema or {}, strict=True)
+
+
+@pytest.mark.slow
+def test_under_a_grammar_answers_end_as_without_guesses(opened: Opener, random_folder: Path) -> None:
+    wanted = []
+    for question in questions(2, logprobs=2, max_tokens=120):
+        ways: list[dict[str, Any]] = [{"stop": (stop,)} for stop in ('", "price"', '"category', 'ice": ', ' "', '"')]
+        ways += [{"max_tokens": tokens} for tokens in range(1, 30, 3)]
+        ways += [{"presence_penalty": 0.5, "temperature": 0.7, "seed": 3}, {"min_tokens": 3, "logit_bias": {5: 1.0}}]
+        ways += [{"n": 3, "temperature": 1.0, "seed": 9}, {"bad_words": ("mug",)}]
+        wanted += [question.replace(response_format=FORM, sampling=replace(question.sampling, **way)) for way in ways]
+        for choice in ("required", "auto", "weigh"):
+            wanted.append(question.replace(tools=(WEIGH,), tool_choice=choice))
+    # So few tokens that runs of forced ones fill steps.
+    off, on = opened(random_folder, speculate="off"), opened(random_folder, speculate="on", max_num_batched_tokens=48)
+    expected, results = run(off, *wanted), run(on, *wanted)
+    assert [told(result) for result in results] == [told(result) for result in expected]
+    assert on.stats()["accepted_tokens"] > 0
     freed(on)
 
 
@@ -235,6 +258,39 @@ def test_guesses_fill_up_small_steps_alone_and_never_grow_a_row() -> None:
     while len(last.tokens) < last.slot.capacity:
         step = decode([last])
         assert all(chunk.end + len(chunk.draft) <= last.slot.capacity for chunk in step.prefill)
+
+
+def test_guesses_of_a_grammar_leave_half_of_a_step_to_prompts() -> None:
+    kv = KvCache(8192, 512, smallest=32)
+    scheduler = Scheduler(kv, PrefixIndex(kv, 0), 8, 32, draft_rows=8)
+
+    def sequence(place: int, length: int) -> Sequence:
+        tokens = list(range(100 * place, 100 * place + length))
+        prepared = PreparedRequest(tokens, np.zeros((3, length), dtype=np.int64), 0, ())
+        made = Sequence(None, 0, prepared, SamplingParams(max_tokens=60), place, 0)
+        scheduler.add(made)
+        return made
+
+    answers = [sequence(place, 8) for place in range(4)]
+    scheduler.schedule()
+    for answer in answers:
+        answer.num_computed = len(answer.tokens)
+        answer.append(9999)
+        answer.lookup, answer.expected = None, tuple(range(7))
+    prompt = sequence(9, 90)
+    step = scheduler.schedule()
+    chunks = {chunk.sequence: (chunk.count, len(chunk.draft)) for chunk in step.prefill}
+    assert [chunks.pop(answer, None) for answer in answers] == [(1, 7), (1, 5), None, None]
+    assert chunks == {prompt: (16, 0)}
+    assert step.num_tokens == 32
+    # What must come is no guess: it may take all, and then the prompt waits.
+    prompt.num_computed = 16
+    for answer in answers:
+        answer.num_computed = len(answer.tokens)
+        for token in range(8):
+            answer.append(token)
+    step = scheduler.schedule()
+    assert [(chunk.sequence, chunk.count) for chunk in step.prefill] == [(answer, 8) for answer in answers]
 
 
 def test_rows_of_one_sequence_draw_the_numbers_of_positions_that_follow_each_other() -> None:

@@ -179,13 +179,15 @@ class Scheduler:
         step.decode = [sequence for sequence in step.decode if sequence.status is SequenceStatus.RUNNING]
         runs = [sequence for sequence in runs if sequence.status is SequenceStatus.RUNNING]
         budget = self.max_num_batched_tokens - len(step.decode)
+        # Guesses leave half of a step to prompts.
+        kept = self.max_num_batched_tokens // 2
         for behind, sequence in zip(reversed(range(len(runs))), runs, strict=True):
             count = min(sequence.num_pending, budget - behind, sequence.max_chunk)
-            draft = self._expected(sequence, sequence.num_computed + count, budget - behind - count)
+            draft = self._expected(sequence, sequence.num_computed + count, budget - behind - count - kept)
             step.prefill.append(ScheduledTokens(sequence, sequence.num_computed, count, draft))
             budget -= count + len(draft)
         if self.draft_rows:
-            self._guess(step)
+            self._guess(step, self.max_num_batched_tokens - kept)
 
     def _expected(self, sequence: Sequence, end: int, limit: int) -> tuple[int, ...]:
         """Return the guesses of its grammar that a chunk up to `end` brings, at most `limit`.
@@ -201,12 +203,12 @@ class Scheduler:
         assert sequence.slot is not None
         return min(sequence.slot.capacity + sequence.base - len(sequence.tokens), sequence.remaining - 1)
 
-    def _guess(self, step: Step) -> None:
-        """Have sequences that decode one token bring guesses: of their text within `draft_rows` tokens."""
+    def _guess(self, step: Step, most: int) -> None:
+        """Have sequences that decode one token bring guesses, within `most` tokens; of text within `draft_rows`."""
         plain: list[Sequence] = []
         rows = step.num_tokens
         for sequence in step.decode:
-            draft = self._expected(sequence, len(sequence.tokens), self.max_num_batched_tokens - rows)
+            draft = self._expected(sequence, len(sequence.tokens), most - rows)
             if sequence.lookup is not None and rows < self.draft_rows:
                 draft = sequence.lookup.guess(sequence.tokens, min(self._free(sequence), self.draft_rows - rows))
             if draft:

@@ -94,5 +94,5 @@ class Remaining:
         units = self.units if earliest else self.units - self.reserved
         if units < grain:
             units = grain if earliest and not step.has_prompt else 0.0
-        # Behind a long context there is time for more than the tokens that are left.
-        return 0.0 if self.tokens < grain and step.has_prompt else units
+        # Behind a long context there is time for more than the tokens that are left, which answers may have taken all.
+        return 0.0 if self.tokens < (grain if step.has_prompt else 1) else units
