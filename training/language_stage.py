@@ -61,7 +61,7 @@ class Menu:
         short += lessons.comparisons(products, self.comparisons, 2, dice, self.compared)
         located = lessons.locations(shown, self.locations, dice) + lessons.evidences(shown, self.evidences, dice)
         located.sort(key=lambda dialogue: len(dialogue.turns[0].answer))
-        cuts = [0, len(located) // 2, len(located) * 4 // 5, len(located)]
+        cuts = [0, *(len(located) * part // 20 for part in (6, 12, 17)), len(located)]
         batches = [long, short, *(located[start:end] for start, end in pairwise(cuts))]
         return [batch for batch in batches if batch]
 

@@ -78,7 +78,7 @@ COURSES: Final = (
     Course(0.2, 1e-3, 0.25, 0.0, COMPARING),
     Course(0.35, 5e-4, 0.6, 0.7),
     Course(1.25, 1e-3, 0.65, tower=True, located=True),
-    Course(1.55, 1e-3, 0.6, 0.7, LOCATING, located=True, heads_weight=0.1),
+    Course(3.0, 1e-3, 0.65, 0.7, LOCATING, located=True, heads_weight=0.1),
 )
 FIRST_LOCATED: Final = next(number for number, course in enumerate(COURSES, start=1) if course.located)
 
