@@ -192,7 +192,7 @@ class Scheduler:
     def _expected(self, sequence: Sequence, end: int, limit: int) -> tuple[int, ...]:
         """Return the guesses of its grammar that a chunk up to `end` brings, at most `limit`.
 
-        They are nearly always right, so each takes a row now that it would take later: full steps have them too.
+        They are nearly always right, so each takes a row now that it would take later: busy steps have them too.
         """
         if not (self.draft_rows and sequence.expected) or end < len(sequence.tokens):
             return ()
