@@ -44,7 +44,8 @@ def test_the_migration_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     finally:
         running.stop()
     assert "first layer that parts: log-probabilities" in outputs[2]
-    assert "precision of numbers (dtype)" in outputs[2]
+    # Which one is guessed, since the server does not tell, and what the processor's instructions are has a say in it.
+    assert re.search(r"cause(?: \(likely\))?: .* \[log-probabilities\]", " ".join(outputs[2].split()))
     assert "budget field.brand=0.5: within" in outputs[3]
     assert "is allowed: within" in outputs[4]
     suite = ElementTree.parse(tmp_path / "parity.xml").getroot()
