@@ -27,13 +27,19 @@ def tools():
     first = create("Pick.", tools=[TOOL], tool_choice={"type": "tool", "name": "pick_size"})
     (call,) = first.content
     Picked.model_validate(call.input)
-    result = {"type": "tool_result", "tool_use_id": call.id, "content": [IMAGE]}
-    history = [
-        {"role": "user", "content": "Pick."},
-        {"role": "assistant", "content": first.content},
-        {"role": "user", "content": [result, {"type": "text", "text": QUESTION}]},
-    ]
-    check(create("", messages=history, tools=[TOOL]).content[0].text, BRAND)
+
+    def history(*shown):
+        result = {"type": "tool_result", "tool_use_id": call.id, "content": [*shown, {"type": "text", "text": "large"}]}
+        return [
+            {"role": "user", "content": "Pick."},
+            {"role": "assistant", "content": first.content},
+            {"role": "user", "content": [result, {"type": "text", "text": QUESTION}]},
+        ]
+
+    # The bundled model was taught no tools, so the tokens tell that it is shown the picture.
+    seen, unseen = (create("", messages=history(*shown), tools=[TOOL]) for shown in ([IMAGE], []))
+    assert seen.content[0].text
+    assert seen.usage.input_tokens > unseen.usage.input_tokens + 16
 
 
 def structured():
