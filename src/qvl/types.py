@@ -167,9 +167,8 @@ class ResponseFormat:
 class _Shown:
     """What a request lists once of its messages, since it is asked for some thirty times."""
 
-    __slots__ = ("_pictures", "_videos")
-    _pictures: tuple[Picture, ...]
-    _videos: tuple[Video, ...]
+    __slots__ = ("_media",)
+    _media: tuple[tuple[Picture, ...], tuple[Video, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,22 +223,21 @@ class ChatRequest(_Shown):
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """Return all pictures of the conversation, in order; those of a video are its frames."""
-        try:
-            return self._pictures
-        except AttributeError:
-            found = tuple([picture for message in self.messages for picture in message.pictures])
-            object.__setattr__(self, "_pictures", found)
-            return found
+        return self._listed()[0]
 
     @property
     def videos(self) -> tuple[Video, ...]:
         """Return all videos of the conversation, in order."""
+        return self._listed()[1]
+
+    def _listed(self) -> tuple[tuple[Picture, ...], tuple[Video, ...]]:
         try:
-            return self._videos
+            return self._media
         except AttributeError:
-            found = tuple([video for message in self.messages for video in message.videos])
-            object.__setattr__(self, "_videos", found)
-            return found
+            pictures = tuple([picture for message in self.messages for picture in message.pictures])
+            media = pictures, tuple([video for message in self.messages for video in message.videos])
+            object.__setattr__(self, "_media", media)
+            return media
 
     def prompt_fields(self) -> JsonObject:
         """Return those of the fields that shape a prompt and differ from their defaults, as JSON."""

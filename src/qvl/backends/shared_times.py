@@ -57,6 +57,7 @@ class SharedTimes:
         return self._times
 
     def put(self, name: str, until: float) -> None:
+        """Note that a name holds until then, in seconds since the epoch."""
         self.read()
         self._times.pop(name, None)
         self._times[name] = until
@@ -65,11 +66,13 @@ class SharedTimes:
         self._save()
 
     def drop(self, name: str) -> None:
+        """Forget a name."""
         self.read()
         if self._times.pop(name, None) is not None:
             self._save()
 
     def clear(self) -> None:
+        """Forget all names."""
         if self.read():
             self._times.clear()
             self._save()

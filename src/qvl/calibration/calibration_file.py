@@ -200,7 +200,7 @@ class Calibration(BaseModel):
         return self.decisions.questions.get(question_key(question))
 
     def target(self, target: str, prompt_version: str) -> FieldCalibration | None:
-        """Return the calibration of the boxes of a target of `locate()`; None if there is none.
+        """Return the calibration of the boxes of a target of `locate()`; None if it was not calibrated.
 
         Raises:
             ConfigError: it was made with another prompt version, or other coordinates.

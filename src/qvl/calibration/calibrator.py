@@ -180,7 +180,7 @@ def check_abstain(abstain: AbstainLike | None, calibration: object | None) -> No
     """Check that a call may say `abstain`.
 
     Raises:
-        ConfigError: there is no calibration.
+        ConfigError: it does, without a calibration.
     """
     if abstain is not None and calibration is None:
         raise ConfigError(

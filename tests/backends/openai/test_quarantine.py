@@ -153,14 +153,14 @@ def test_it_is_bounded_and_ends_by_itself(tmp_path: Path) -> None:
 
 
 OTHER = """
-import sys, time
+import sys
 from qvl.backends.quarantine import Quarantine
 from tests.backends.openai.test_quarantine import about
 held = Quarantine(sys.argv[1])
 held.killed(about("red"), "a", suspect=False)
 assert held.begin(about("red"), "b")
 print("there", flush=True)
-time.sleep(600)
+sys.stdin.read()
 """
 
 
@@ -170,7 +170,8 @@ def test_processes_of_a_host_suspect_together_and_try_one_suspect_at_a_time(tmp_
     file = tmp_path / "held.json"
     held = Quarantine(file)
     assert not held.suspects(about("red"))
-    with subprocess.Popen([sys.executable, "-c", OTHER, str(file)], stdout=subprocess.PIPE, text=True) as other:
+    command = [sys.executable, "-c", OTHER, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "there\n"
         assert held.suspects(about("red"))
