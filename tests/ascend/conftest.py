@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import shutil
 import stat
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from qvl.ascend import matrix
-from qvl.ascend.host import Host
+from tests.ascend.sized_host import SizedHost, matrix_of_today
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from qvl.ascend.report import Finding
 
 RECORDINGS = Path(__file__).parent / "recordings"
-GIB = 2**30
 
 
 def recording(name: str) -> str:
@@ -31,20 +27,6 @@ def recording(name: str) -> str:
 def of(findings: Iterable[Finding], check: str) -> list[Finding]:
     """The findings of one check, in order."""
     return [finding for finding in findings if finding.check == check]
-
-
-@dataclass(frozen=True)
-class SizedHost(Host):
-    """A Host whose file systems and limits have stated sizes; everything else is the real class."""
-
-    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    open_files: int = 65536
-
-    def space(self, absolute: str) -> tuple[int, int] | None:
-        return self.sizes.get(absolute, (500 * GIB, 200 * GIB))
-
-    def open_files_limit(self) -> int:
-        return self.open_files
 
 
 class Machine:
@@ -113,9 +95,7 @@ class Machine:
 
 @pytest.fixture(autouse=True)
 def fresh_matrix() -> Iterator[None]:
-    """The shipped matrix as if it were of today: these tests must not turn red when it is 90 days old."""
-    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    with matrix.use(matrix.load().model_copy(update={"date": today})):
+    with matrix_of_today():
         yield
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 from qvl.ascend.doctor import Options, examine
 from qvl.ascend.explain import explanations
-from tests.ascend.conftest import GIB, healthy_machine, of, recording
+from tests.ascend.conftest import healthy_machine, of, recording
+from tests.ascend.sized_host import GIB
 from tests.ascend.test_probe import answer, script
 
 if TYPE_CHECKING:

@@ -334,6 +334,7 @@ def sudo(words: list[str]) -> None:
 def qvl(words: list[str]) -> None:
     from qvl.ascend import host as real
     from qvl.cli import main
+    from tests.ascend.sized_host import SizedHost, matrix_of_today
 
     with state() as kept:
         within = bool(os.environ.get("MADE_UP_INSIDE"))
@@ -347,8 +348,8 @@ def qvl(words: list[str]) -> None:
             kept["containers"]["ray"]["pid"] = serve("0.0.0.0:8000", "ray", key)
         return
 
-    class MadeUpHost(real.Host):
-        """The made-up tree; a path that is below it already stays."""
+    class MadeUpHost(SizedHost):
+        """The made-up tree, and none of this machine's sizes; a path that is below it already stays."""
 
         def __init__(self) -> None:
             place = MADE_UP / "inside" if within else MADE_UP
@@ -365,7 +366,8 @@ def qvl(words: list[str]) -> None:
 
     real.Host = MadeUpHost  # type: ignore[misc]
     sys.argv = ["qvl", *words]
-    main()
+    with matrix_of_today():
+        main()
 
 
 def main() -> None:

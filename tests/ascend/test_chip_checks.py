@@ -10,7 +10,8 @@ from qvl.ascend import devices, npu_smi
 from qvl.ascend.checks.chip import built_for
 from qvl.ascend.doctor import Options, examine
 from qvl.ascend.report import DoctorReport
-from tests.ascend.conftest import GIB, of, recording
+from tests.ascend.conftest import of, recording
+from tests.ascend.sized_host import GIB
 
 if TYPE_CHECKING:
     from qvl.ascend.report import Finding

@@ -8,7 +8,8 @@ import pytest
 
 from qvl.ascend.doctor import Options, examine
 from qvl.ascend.report import Finding
-from tests.ascend.conftest import GIB, of
+from tests.ascend.conftest import of
+from tests.ascend.sized_host import GIB
 
 if TYPE_CHECKING:
     from tests.ascend.conftest import Machine, SizedHost

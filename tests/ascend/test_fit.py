@@ -11,8 +11,9 @@ import pytest
 from qvl.ascend.checks import fit, model_slim
 from qvl.ascend.doctor import Options, examine
 from qvl.ascend.report import Finding
-from tests.ascend.conftest import GIB, of, recording
+from tests.ascend.conftest import of, recording
 from tests.ascend.reports import checkpoint
+from tests.ascend.sized_host import GIB
 
 if TYPE_CHECKING:
     from tests.ascend.conftest import Machine
