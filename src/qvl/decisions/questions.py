@@ -249,7 +249,7 @@ def options_text(question: Question, labels: Sequence[Label], marks: Sequence[st
         return f"\n\nAnswer {labels[0].text} or {labels[1].text}, with nothing else."
     lines = []
     for number, label in enumerate(labels):
-        mark = f"{marks[number]}. " if marks else "- "
+        mark = f"{marks[number]}. " if marks else ""
         lines.append(f"{mark}{label.text}{': ' + label.description if label.description else ''}")
     what = "the letter of one" if marks else "one"
     return f"\n\nAnswer with {what} of these, with nothing else:\n" + "\n".join(lines)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qvl.types import ChatRequest, JsonMapping
 
 # Raised with every change of the wording or of how probabilities are read, since kept answers no longer hold.
-DECIDE_VERSION: Final = "1"
+DECIDE_VERSION: Final = "2"
 PROMPT_VERSION: Final = f"decide-{DECIDE_VERSION}-{MAX_ORDERS}"
 PROBABILITY: Final = "label_probability"
 
