@@ -22,6 +22,13 @@ SAVED = {
         "4096x4096 float32 2 threads": {"plain": FLAT, "onednn": {}},
         "64x64 bfloat16 2 threads": {"plain": {"1": 0.001}},
         "8192x4096 bfloat16 2 threads": {"onednn": {"256": 3.0}},
+        "threads 4096x4096 bfloat16 2 threads": {"2": LARGE, "1": FLAT},
+        "decode 16/8x128 over 256 bfloat16 2 threads": {
+            "grouped": {"1": 1.0, "8": 8.0, "32": 9.0},
+            "by-head": {"1": 1.0, "8": 5.0, "32": 8.5},
+        },
+        "prompt 16/8x128 bfloat16 2 threads": {"grouped": {"256": 3.0}, "float32": {"256": 2.0}},
+        "decode 16/8x128 over 256 bfloat16 1 thread": {"grouped": {"1": 1.0, "8": 8.0, "32": 9.0}},
     },
 }
 
@@ -40,8 +47,13 @@ def test_the_line_has_dtype_bandwidth_and_the_kernels_of_the_largest_weight() ->
     line, detail = told
     assert line == (
         "auto is bfloat16; memory reads 33.3 GB/s; 4096x4096 bfloat16 2 threads:"
-        " fbgemm for up to 8 rows, plain beyond, one row at 100% of it"
+        " fbgemm for up to 8 rows, plain beyond, one row at 100% of it;"
+        " attention grouped or by-head, float32 for prompts"
     )
+    assert detail["attention"]["16/8x128 bfloat16 2 threads"] == {
+        "256 tokens": "grouped for up to 1 row, by-head for up to 8 rows, grouped beyond",
+        "prompts": "float32",
+    }
     assert [(of["weight"], of["form"], of["fastest"]) for of in detail["weights"]] == [
         ("4096x4096 bfloat16 2 threads", "bfloat16", "fbgemm"),
         ("4096x4096 bfloat16 2 threads", "int8", "fbgemm-int8"),

@@ -170,7 +170,7 @@ class TestKeptTimes:
         assert set(measured["plain"]) == {1, 8}
         assert all(ms > 0 for of in measured.values() for ms in of.values())
         monkeypatch.setattr(kernel_times, "_memo", {})
-        monkeypatch.setattr(kernel_times, "_measure", lambda *_: pytest.fail("measured again"))
+        monkeypatch.setattr(kernel_times, "measure_products", lambda *_: pytest.fail("measured again"))
         assert kernel_times.kernel_times((64, 32), torch.float32, ("plain", "onednn"), (1, 8)) == measured
 
     @pytest.mark.parametrize("content", HOSTILE_FILES)
@@ -178,7 +178,7 @@ class TestKeptTimes:
         def measure(size: object, dtype: object, names: tuple[str, ...], counts: tuple[int, ...]) -> Times:
             return {name: dict.fromkeys(counts, 1.0) for name in names}
 
-        monkeypatch.setattr(kernel_times, "_measure", measure)
+        monkeypatch.setattr(kernel_times, "measure_products", measure)
         file = cache_folder() / "kernels.json"
         file.parent.mkdir(parents=True)
         file.write_text(content.replace("HERE", kernel_times._processor()))
@@ -197,7 +197,7 @@ class TestKeptTimes:
         saved[kernel_times._processor()] |= {"read_gb_s": "fast", "later": {}}
         file.write_text(json.dumps(saved | {"another processor": []}))
         monkeypatch.setattr(kernel_times, "_memo", {})
-        monkeypatch.setattr(kernel_times, "_measure", lambda *_: pytest.fail("measured again"))
+        monkeypatch.setattr(kernel_times, "measure_products", lambda *_: pytest.fail("measured again"))
         assert kernel_times.kernel_times((64, 32), torch.float32, ("plain",), (1,))
         assert kernel_times.known_bandwidth() is None
 
@@ -218,7 +218,7 @@ class TestKeptTimes:
         assert not list(file.parent.glob(".kernels.json*")), "no draft stays behind"
 
     def test_a_folder_that_cannot_be_written_costs_nothing_but_the_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(kernel_times, "_measure", lambda size, dtype, names, rows: {"plain": {1: 0.5}})
+        monkeypatch.setattr(kernel_times, "measure_products", lambda size, dtype, names, rows: {"plain": {1: 0.5}})
         speeds = iter((7e9,))
         monkeypatch.setattr(kernel_times, "host_bandwidth", lambda: next(speeds))
         cache_folder().parent.mkdir(parents=True)
@@ -226,7 +226,7 @@ class TestKeptTimes:
         for _ in range(2):
             assert kernel_times.kernel_times((64, 32), torch.float32, ("plain",), (1,)) == {"plain": {1: 0.5}}
             assert kernel_times.read_bandwidth() == kernel_times.known_bandwidth() == 7.0
-            monkeypatch.setattr(kernel_times, "_measure", lambda *_: pytest.fail("measured again"))
+            monkeypatch.setattr(kernel_times, "measure_products", lambda *_: pytest.fail("measured again"))
         assert cache_folder().read_text() == "a file"
 
     def test_a_kernel_that_fails_is_not_taken_and_not_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ class TestKeptTimes:
                 ms = times[dtype is torch.float32]  # noqa: B023 - called in this round
                 return {name: dict.fromkeys(counts, ms) for name in names}
 
-            monkeypatch.setattr(kernel_times, "_measure", measure)
+            monkeypatch.setattr(kernel_times, "measure_products", measure)
             assert kernel_times.faster_dtype() == kernel_times.known_dtype() == faster
 
     def test_the_process_that_decided_first_decides_for_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,19 +262,19 @@ class TestKeptTimes:
             return {name: dict.fromkeys(counts, 1.0) for name in names}
 
         monkeypatch.setattr(kernel_times, "has_bfloat16", lambda: True)
-        monkeypatch.setattr(kernel_times, "_measure", measure)
+        monkeypatch.setattr(kernel_times, "measure_products", measure)
         monkeypatch.setattr(kernel_times, "_write", lambda: None)
         assert kernel_times.faster_dtype() == "float32"
 
     def test_without_instructions_for_bfloat16_nothing_is_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernel_times, "has_bfloat16", lambda: False)
-        monkeypatch.setattr(kernel_times, "_measure", lambda *_: pytest.fail("measured"))
+        monkeypatch.setattr(kernel_times, "measure_products", lambda *_: pytest.fail("measured"))
         assert kernel_times.faster_dtype() == kernel_times.known_dtype() == "float32"
 
 
 @pytest.mark.parametrize("lacking", [None, *INT8_KERNELS])
 def test_small_weights_in_8_bits_are_not_measured(monkeypatch: pytest.MonkeyPatch, lacking: str | None) -> None:
-    monkeypatch.setattr(kernel_times, "_measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(kernel_times, "measure_products", lambda *_: pytest.fail("measured"))
     available = {name: INT8_KERNELS[name] for name in INT8_KERNELS if name != lacking}
     monkeypatch.setattr("qvl.backends.local.model.linear.INT8_KERNELS", available)
     plan = LinearPlan(int8=int8_store.Int8Store("sha256:small"))

@@ -452,8 +452,9 @@ class LocalBackend(Backend):
             return "not loaded"
         device, quantisation = self._loaded.device, self._loaded.checkpoint.quantisation
         unpacked = f"weights unpacked from {quantisation} to {device.dtype_name}" if quantisation else None
-        kernels = self._loaded.engine.runner.plan.describe()
-        return "; ".join(filter(None, (device.describe(), unpacked, self._quantize, kernels, self._budget.describe())))
+        runner, budget = self._loaded.engine.runner, self._budget.describe()
+        kernels = runner.plan.describe(), runner.kernels.describe()
+        return "; ".join(filter(None, (device.describe(), unpacked, self._quantize, *kernels, budget)))
 
     def unready(self) -> str | None:
         if self._closed:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+from contextlib import suppress
 from functools import cache
+from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 
 @cache
@@ -36,9 +40,53 @@ def has_vnni() -> bool:
     return re.search(r"\b(avx512_vnni|avx_vnni|amx_int8)\b", cpu_info()) is not None
 
 
-@cache
-def has_fast_bfloat16_attention() -> bool:
-    """True unless torch's attention is faster in float32 than in bfloat16: on x86 without AMX it is."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
-    return re.search(r"\bamx_bf16\b", cpu_info()) is not None
+class Processors(NamedTuple):
+    """The processors that this process may use.
+
+    Args:
+        threads: hardware threads.
+        cores: the physical cores they belong to; a virtual machine may tell each hardware thread as a core.
+        limit: how many of them the cgroup's quota pays for, or all without one.
+    """
+
+    threads: int
+    cores: int
+    limit: int
+
+    def thread_counts(self) -> tuple[int, ...]:
+        """Return the numbers of threads of which one may be best, the largest first: all, one a core, half of that."""
+        counts = (self.threads, self.cores, max(1, self.cores // 2))
+        return tuple(sorted({min(count, self.limit) for count in counts}, reverse=True))
+
+
+def processors(system: Path = Path("/sys")) -> Processors:
+    """Return the processors within the process' affinity and its container's quota; `system` has Linux' files."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for number in allowed:
+        siblings = system / f"devices/system/cpu/cpu{number}/topology/thread_siblings_list"
+        cores.add(_first_line(siblings) or str(number))
+    quota = _first_line(system / "fs/cgroup/cpu.max").split()
+    if not quota:
+        # The first version of cgroups.
+        quota = [_first_line(system / f"fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]
+    limit = len(allowed)
+    with suppress(ValueError, ZeroDivisionError):
+        spent, period = map(int, quota)
+        limit = min(limit, ceil(spent / period)) if spent > 0 else limit
+    return Processors(len(allowed), len(cores), limit)
+
+
+def is_busy() -> bool:
+    """True if processes waited for more than half of the machine's processors in the last minute."""
+    try:
+        return os.getloadavg()[0] > (os.cpu_count() or 1) / 2
+    except (AttributeError, OSError):
+        return False
+
+
+def _first_line(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii", errors="replace").partition("\n")[0].strip()
+    except OSError:
+        return ""

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
+from qvl.backends.local.model.attention_times import Heads
 from qvl.backends.local.model.decoder_step import (
     NO_ADAPTERS,
     DecodeGroup,
@@ -69,6 +70,9 @@ class TextDecoder:
         self.vocab_size = int(lm_head.weight.shape[0])
         self._head = plan.linear(lm_head.weight.detach(), name="head", tiled=batch_invariant)
         self._head_device = lm_head.weight.device
+        heads = Heads(self.num_heads, self.num_kv_heads, self.head_dim)
+        kernels.choose_attention(heads, self.dtype, decodes=not batch_invariant)
+        self._widen_from = kernels.widen_from(heads)
         # The first layer may measure kernels, which wants the processor for itself; some of their layouts are made by
         # one thread each, so the other layers are made side by side.
         make, count = partial(self._layer, config=config, plan=plan), len(model.layers)
@@ -210,7 +214,7 @@ class TextDecoder:
         for row in step.shared:
             assert sums is not None
             key, value = (pool[row.row, :, : row.tokens] for pool in pools[row.capacity][place])
-            add_shared(out, sums, queries, key, value, row.where)
+            add_shared(out, sums, queries, key, value, row.where, self._widen_from)
         return out
 
     def _masks(
@@ -236,8 +240,6 @@ class TextDecoder:
         sums: Tensor | None,
     ) -> Tensor:
         """Return the attention of a group to its own rows, [count, heads * head_dim]; fills in its `sums` if given."""
-        import torch.nn.functional as F  # noqa: N812 - torch's own convention
-
         part = slice(group.first, group.first + group.count)
         k_pool.view(-1, self.head_dim).index_copy_(0, group.write, keys[part].reshape(-1, self.head_dim))
         v_pool.view(-1, self.head_dim).index_copy_(0, group.write, values[part].reshape(-1, self.head_dim))
@@ -252,7 +254,7 @@ class TextDecoder:
             out, found = attention_with_sums(query, key, value, mask)
             sums[part] = found.reshape(group.count, -1)
             return out.reshape(group.count, -1)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out = self._kernels.decode_attention(query, key, value, mask, group.capacity)
         if group.rows is not None:
             out = out.index_select(0, group.rows)
         return out.reshape(group.count, -1)
@@ -278,7 +280,8 @@ class TextDecoder:
         query = queries[part].transpose(0, 1).unsqueeze(0)
         if sums is not None:
             causal = mask is None and chunk.count > 1
-            out, found = attention_with_sums(query, k_row[None, :, :end], v_row[None, :, :end], mask, causal=causal)
+            key, value = k_row[None, :, :end], v_row[None, :, :end]
+            out, found = attention_with_sums(query, key, value, mask, causal=causal, widen_from=self._widen_from)
             sums[part] = found[0].t()
             return out[0].transpose(0, 1).reshape(chunk.count, -1)
         out = self._kernels.causal_attention(query, k_row[None, :, :end], v_row[None, :, :end], mask)

@@ -90,11 +90,11 @@ class Device:
         return module
 
     def kernels(self) -> Kernels:
-        """Return the operators that a forward pass uses, fused ones where the device's package offers them."""
-        from qvl.backends.local.model.kernels import Kernels, NpuKernels
+        """Return the operators that a forward pass uses: fused ones of the device's package, the measured of a CPU."""
+        from qvl.backends.local.model.kernels import CpuKernels, Kernels, NpuKernels
 
         if self.type != "npu":
-            return Kernels()
+            return CpuKernels() if self.type == "cpu" else Kernels()
         return NpuKernels(importlib.import_module("torch_npu"), self.torch, self.dtype)
 
     @property

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qvl.backends.local.model import kernel_times
-from qvl.backends.local.model.kernel_times import Times
-from qvl.backends.local.model.linear import SMALL, best_layouts, by_rows, bytes_read
+from qvl.backends.local.model.attention_times import known_choices
+from qvl.backends.local.model.kernel_times import Times, by_rows
+from qvl.backends.local.model.linear import SMALL, best_layouts, bytes_read
 from qvl.backends.local.model.linear_kernels import INT8_KERNELS
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def measured_weights(form: str | None = None) -> list[MeasuredWeight]:
 
 
 def summary() -> tuple[str, JsonObject] | None:
-    """Return a line (dtype of "auto", bandwidth, the kernels of the largest weight) and the details behind it.
+    """Return a line (dtype of "auto", bandwidth, threads and kernels of the largest weight) and the details behind it.
 
     None before anything was measured.
     """
@@ -71,13 +72,17 @@ def summary() -> tuple[str, JsonObject] | None:
         return None
     largest = next((weight for weight in weights if weight.form == dtype), weights[0])
     reached = _share(largest, bandwidth)
+    attention = known_choices()
+    same = [choice for name, choice in attention.items() if name.split()[1:] == largest.name.split()[1:]]
     parts = [
         f"auto is {dtype}" if dtype else "",
         f"memory reads {bandwidth:g} GB/s" if bandwidth else "",
         f"{largest.name}: {by_rows(best_layouts(largest.times, second=True))}{reached}",
+        *(choice.describe() for choice in same[:1]),
     ]
     detail: JsonObject = {
         "dtype": dtype,
+        "attention": {name: choice.detail() for name, choice in attention.items()},
         "read_gb_s": bandwidth,
         "weights": [
             {"weight": weight.name, "form": weight.form, "fastest": weight.fastest, "gb_s": round(weight.gb_s, 1)}

@@ -1,4 +1,4 @@
-"""Times of the CPU's kernels for matrix products on this processor: measured once, kept in a small file."""
+"""Times of the CPU's kernels, of matrix products and attention, on this processor: measured once, kept in a file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import threading
 import time
 from bisect import bisect_left
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypedDict, TypeVar
 
+from qvl.backends.local.model.attention_kernels import DECODE_ATTENTION, PROMPT_ATTENTION
 from qvl.backends.local.model.bandwidth import host_bandwidth
 from qvl.backends.local.model.cpu import cpu_name, has_bfloat16
 from qvl.backends.local.model.linear_kernels import INT8_KERNELS, KERNELS
@@ -20,12 +22,11 @@ from qvl.config import cache_folder
 from qvl.log import logger
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import torch
 
-    from qvl.backends.local.model.linear_kernels import LinearKernel
     from qvl.types import JsonObject
 
 log = logger(__name__)
@@ -42,26 +43,34 @@ ROUNDS: Final = 5
 MOST_ROUNDS: Final = 20
 # Seconds for one number of rows, after the first ROUNDS.
 RACE_S: Final = 0.05
-# A kernel that takes so many times the best one's time is not timed again.
+# A kernel that takes so many times the best one's time after the first TRIALS is not timed again.
 HOPELESS: Final = 1.6
+TRIALS: Final = 3
 # The weight by which "auto" chooses between float32 and bfloat16, and the rows.
 STANDARD: Final = (1024, 2048)
 # How many times as long as float32 bfloat16 must take, in the geometric mean, for "auto" to be float32.
 CLEARLY: Final = 1.15
 STANDARD_ROWS: Final = (1, 8, 32, 256)
 
-# The form of a weight's name in the file, the largest file that is read, and the range of what can be measured.
-WEIGHT: Final = r"[1-9][0-9]{0,9}x[1-9][0-9]{0,9} (float32|bfloat16) [1-9][0-9]{0,4} threads?"
+# The form of a name in the file, the largest file that is read, and the range of what can be measured.
+NUMBER: Final = r"[1-9][0-9]{0,9}"
+WEIGHT: Final = rf"{NUMBER}x{NUMBER} (float32|bfloat16)"
+ATTENTION: Final = rf"(decode|prompt) {NUMBER}/{NUMBER}x{NUMBER}( over {NUMBER})? (float32|bfloat16)"
+THREAD_COUNTS: Final = rf"threads {NUMBER}x{NUMBER} (float32|bfloat16)"
+THREADS: Final = r" [1-9][0-9]{0,4} threads?"
+PRODUCTS: Final = frozenset({*KERNELS, *INT8_KERNELS})
+ATTENTIONS: Final = frozenset({*DECODE_ATTENTION, *PROMPT_ATTENTION})
 LARGEST_FILE: Final = 4 << 20
 LEAST: Final = 1e-6
 MOST: Final = 1e6
 
+Kernel = TypeVar("Kernel", bound="Callable[[torch.Tensor], torch.Tensor]")
 Times: TypeAlias = dict[str, dict[int, float]]
 """Milliseconds by number of rows, by the kernel's name."""
 
 
 class _Processor(TypedDict, total=False):
-    """The measurements of one processor with one release of torch; `times` by shape, dtype and threads."""
+    """The measurements of one processor with one release of torch; `times` by what, its shape, dtype and threads."""
 
     read_gb_s: float
     dtype: str
@@ -77,11 +86,30 @@ def kernel_times(shape: tuple[int, int], dtype: torch.dtype, names: Sequence[str
 
     Blocking: a second for a large weight that was never measured here.
     """
+    size = timed_shape(shape)
+    return kept_times(f"{size[0]}x{size[1]}", dtype, names, rows, partial(measure_products, size, dtype))
+
+
+def name_of(what: str, dtype: torch.dtype) -> str:
+    """Return the name by which the times of `what` are kept, which torch's number of threads is a part of."""
     import torch
 
-    size = (min(shape[0], max(1, LARGEST // shape[1])), shape[1])
     threads = torch.get_num_threads()
-    key = f"{size[0]}x{size[1]} {str(dtype).removeprefix('torch.')} {threads} thread{'s' if threads != 1 else ''}"
+    return f"{what} {str(dtype).removeprefix('torch.')} {threads} thread{'s' if threads != 1 else ''}"
+
+
+def kept_times(
+    what: str,
+    dtype: torch.dtype,
+    names: Sequence[str],
+    rows: Sequence[int],
+    measure: Callable[[Sequence[str], Sequence[int]], Times],
+) -> Times:
+    """Return the milliseconds of each of `names` that works here, at each of `rows`, measured if they never were.
+
+    `what` names what is computed in the file.
+    """
+    key = name_of(what, dtype)
     with _lock:
         times = _known().setdefault("times", {}).setdefault(key, {})
         # A kernel that does not work here has no times, and is not tried again.
@@ -91,8 +119,8 @@ def kernel_times(shape: tuple[int, int], dtype: torch.dtype, names: Sequence[str
             if name not in times or (times[name] and not times[name].keys() >= set(map(str, rows)))
         ]
         if new:
-            log.info("measuring_kernels", weight=key, kernels=",".join(names))
-            for name, measured in _measure(size, dtype, names, rows).items():
+            log.info("measuring_kernels", what=key, kernels=",".join(names))
+            for name, measured in measure(names, rows).items():
                 times[name] = times.get(name, {}) | {str(count): ms for count, ms in measured.items()}
             _write()
         return {name: {int(count): ms for count, ms in times[name].items()} for name in names if times[name]}
@@ -155,16 +183,28 @@ def known_bandwidth() -> float | None:
         return _known().get("read_gb_s")
 
 
-def known_times() -> dict[str, Times]:
-    """Return what was measured here before, by weight, as "1024x2048 bfloat16 2 threads"; without torch."""
+def known_times(form: str = WEIGHT) -> dict[str, Times]:
+    """Return what was measured here before, by name, as "1024x2048 bfloat16 2 threads"; without torch.
+
+    `form` is WEIGHT, ATTENTION or THREAD_COUNTS.
+    """
     with _lock:
         return {
-            weight: {name: {int(count): ms for count, ms in of.items()} for name, of in times.items() if of}
-            for weight, times in _known().get("times", {}).items()
+            what: {name: {int(count): ms for count, ms in of.items()} for name, of in times.items() if of}
+            for what, times in _known().get("times", {}).items()
+            if re.match(form, what)
         }
 
 
-def _measure(size: tuple[int, int], dtype: torch.dtype, names: Sequence[str], rows: Sequence[int]) -> Times:
+def by_rows(names: Sequence[str]) -> str:
+    """Return in words which kernel is taken for how many rows; `names` has one for each of ROWS."""
+    ends = [index for index in range(len(ROWS)) if index + 1 == len(ROWS) or names[index] != names[index + 1]]
+    parts = [f"{names[end]} for up to {ROWS[end]} row{'s' if ROWS[end] > 1 else ''}" for end in ends[:-1]]
+    return ", ".join([*parts, f"{names[-1]} beyond" if parts else names[-1]])
+
+
+def measure_products(size: tuple[int, int], dtype: torch.dtype, names: Sequence[str], rows: Sequence[int]) -> Times:
+    """Return the milliseconds of each kernel that works here for weights of `size`, at each of `rows`."""
     import torch
 
     from qvl.backends.local.model.int8_store import quantise
@@ -186,15 +226,18 @@ def _measure(size: tuple[int, int], dtype: torch.dtype, names: Sequence[str], ro
         for count in rows:
             x = torch.randn((count, size[1]), generator=dice).to(dtype)
             seconds = 0.0 if quick else RACE_S
-            for name, ms in _race(usable, x, 2 if count >= COMPUTE_BOUND else copies, seconds).items():
+            for name, ms in race(usable, x, 2 if count >= COMPUTE_BOUND else copies, seconds).items():
                 times[name][count] = ms
     return times
 
 
-def _race(kernels: dict[str, list[LinearKernel]], x: torch.Tensor, copies: int, seconds: float) -> dict[str, float]:
-    """Return the least milliseconds of each kernel for one product with x; one that fails drops out of `kernels`."""
+def race(kernels: dict[str, list[Kernel]], x: torch.Tensor, copies: int, seconds: float = RACE_S) -> dict[str, float]:
+    """Return the least milliseconds of each kernel for one call with x, of the first `copies` of it in turn.
 
-    def turn(of: list[LinearKernel]) -> float:
+    One that fails drops out of `kernels`. It takes `seconds`, or longer for ROUNDS.
+    """
+
+    def turn(of: list[Kernel]) -> float:
         return _seconds(lambda: [kernel(x) for kernel in of[:copies]]) / min(copies, len(of)) * 1e3
 
     best: dict[str, float] = {}
@@ -210,7 +253,7 @@ def _race(kernels: dict[str, list[LinearKernel]], x: torch.Tensor, copies: int, 
     while rounds < ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() < end):
         rounds += 1
         for name, of in kernels.items():
-            if best[name] < HOPELESS * min(best.values()):
+            if rounds <= TRIALS or best[name] < HOPELESS * min(best.values()):
                 best[name] = min(best[name], turn(of))
     return {name: round(ms, 5) for name, ms in best.items()}
 
@@ -220,6 +263,11 @@ def _seconds(work: object) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def timed_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the shape of the first rows of a weight, which are timed."""
+    return min(shape[0], max(1, LARGEST // shape[1])), shape[1]
 
 
 def _path() -> Path:
@@ -259,21 +307,27 @@ def _usable(saved: JsonObject) -> _Processor:
         kept["read_gb_s"] = float(saved["read_gb_s"])
     if saved.get("dtype") in ("bfloat16", "float32"):
         kept["dtype"] = saved["dtype"]
-    weights = saved.get("times")
-    if isinstance(weights, dict):
-        kept["times"] = {weight: times for weight, times in weights.items() if _measured(weight, times)}
+    every = saved.get("times")
+    if isinstance(every, dict):
+        kept["times"] = {what: times for what, times in every.items() if _measured(what, times)}
     return kept
 
 
-def _measured(weight: str, times: object) -> bool:
+def _measured(what: str, times: object) -> bool:
     """True if these are times of kernels that there are, one of which works here: one that does not has no times."""
     return (
-        re.fullmatch(WEIGHT, weight) is not None
+        re.fullmatch(rf"({WEIGHT}|{ATTENTION}|{THREAD_COUNTS}){THREADS}", what) is not None
         and isinstance(times, dict)
         and any(times.values())
-        and times.keys() <= {*KERNELS, *INT8_KERNELS}
+        and all(_named(what, name) for name in times)
         and all(isinstance(of, dict) and all(map(_row, of.items())) for of in times.values())
     )
+
+
+def _named(what: str, name: str) -> bool:
+    if re.match(THREAD_COUNTS, what):
+        return re.fullmatch(NUMBER, name) is not None
+    return name in (ATTENTIONS if re.match(ATTENTION, what) else PRODUCTS)
 
 
 def _row(item: tuple[str, object]) -> bool:

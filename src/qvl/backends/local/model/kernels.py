@@ -1,5 +1,6 @@
 """The operators between the matrix products: torch's own, and the fused ones of Ascend's torch_npu.
 
+On a CPU attention is computed in the way that was measured to be fastest (`attention_times`).
 A fused operator is used if torch_npu offers it and its result for a small example equals torch's on this very chip,
 since which operator works differs between chips and CANN releases. Signatures: torch_npu's API reference; attention as
 in transformers' integrations/npu_flash_attention.py.
@@ -7,8 +8,11 @@ in transformers' integrations/npu_flash_attention.py.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Final
 
+from qvl.backends.local.model.attention_kernels import DECODE_ATTENTION
+from qvl.backends.local.model.attention_times import SMALL, AttentionChoice, Heads, measured_choice
 from qvl.errors import first_line
 from qvl.log import logger
 
@@ -24,6 +28,8 @@ log = logger(__name__)
 # npu_fusion_attention takes a causal mask of this size for any length when sparse_mode is 3 (last query, last key).
 NPU_MASK: Final = 2048
 NPU_DOWN_RIGHT: Final = 3
+# Queries from which another way of computing attention pays for a copy of the keys.
+MANY: Final = 192
 
 
 class Kernels:
@@ -62,6 +68,27 @@ class Kernels:
         gate, up = x.chunk(2, -1)
         return F.silu(gate).mul_(up)
 
+    def choose_attention(self, heads: Heads, dtype: torch.dtype, *, decodes: bool = False) -> None:
+        """Decide how attention of this shape is computed, before its first use; `decodes`: also in decode steps."""
+
+    def describe(self) -> str:
+        """Return in words what was decided, of the text model; empty if nothing was."""
+        return ""
+
+    def widen_from(self, heads: Heads) -> float:
+        """Return the number of queries from which attention in bfloat16 is computed in float32, being faster so."""
+        return inf
+
+    def decode_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, capacity: int) -> Tensor:
+        """Return the attention of one token a row, [rows, kv heads, n, head_dim].
+
+        Args:
+            query: [rows, kv heads, n, head_dim], of the n heads that share a key head.
+            key, value: [rows, kv heads, keys, head_dim], of KV rows that can hold `capacity` tokens.
+            mask: added to the scores, [rows, 1, 1, keys].
+        """
+        return DECODE_ATTENTION["grouped"](query, key, value, mask)
+
     def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return attention of every query to every key; all are [1, heads, tokens, head_dim]."""
         import torch.nn.functional as F  # noqa: N812 - torch's own convention
@@ -97,6 +124,47 @@ class Kernels:
             is_causal=mask is None and query.shape[2] > 1,
             enable_gqa=query.shape[1] != key.shape[1],
         )
+
+
+class CpuKernels(Kernels):
+    """torch's operators; attention in the way that was measured to be fastest on this processor."""
+
+    def __init__(self) -> None:
+        self._chosen: dict[Heads, AttentionChoice] = {}
+
+    def choose_attention(self, heads: Heads, dtype: torch.dtype, *, decodes: bool = False) -> None:
+        import torch
+
+        if dtype in (torch.float32, torch.bfloat16) and heads.query * heads.dim >= SMALL:
+            self._chosen[heads] = measured_choice(heads, dtype, decodes=decodes)
+
+    def describe(self) -> str:
+        return next((choice.describe() for choice in self._chosen.values() if choice.decode), "")
+
+    def widen_from(self, heads: Heads) -> float:
+        choice = self._chosen.get(heads)
+        return MANY if choice is not None and choice.prompt == "float32" else inf
+
+    def decode_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, capacity: int) -> Tensor:
+        rows, kv_heads, each, dim = query.shape
+        choice = self._chosen.get(Heads(kv_heads * each, kv_heads, dim))
+        if choice is None or not choice.decode:
+            return super().decode_attention(query, key, value, mask, capacity)
+        return DECODE_ATTENTION[choice.of_rows(rows, capacity)](query, key, value, mask)
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if not self._widens(query, key):
+            return super().attention(query, key, value)
+        return super().attention(query.float(), key.float(), value.float()).to(query.dtype)
+
+    def causal_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        if not self._widens(query, key):
+            return super().causal_attention(query, key, value, mask)
+        wide = None if mask is None else mask.float()
+        return super().causal_attention(query.float(), key.float(), value.float(), wide).to(query.dtype)
+
+    def _widens(self, query: Tensor, key: Tensor) -> bool:
+        return query.shape[2] >= self.widen_from(Heads(query.shape[1], key.shape[1], query.shape[3]))
 
 
 class NpuKernels(Kernels):

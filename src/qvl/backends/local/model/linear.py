@@ -13,8 +13,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from qvl.backends.local.model.device import host_memory
-from qvl.backends.local.model.kernel_times import LARGEST, ROWS, Times, kernel_times, read_bandwidth, standard_times
+from qvl.backends.local.model.kernel_times import (
+    LARGEST,
+    ROWS,
+    Times,
+    by_rows,
+    kernel_times,
+    read_bandwidth,
+    standard_times,
+)
 from qvl.backends.local.model.linear_kernels import INT8_KERNELS, KERNELS, PlainKernel, pack
+from qvl.backends.local.model.thread_times import choose_threads
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -153,11 +162,13 @@ class LinearPlan:
 
     Attributes:
         parts: where the outputs of each module are, of those whose weights were joined.
+        threads: of torch, chosen with the first large weight; None before, and without one.
     """
 
     kernel: str = "auto"
     int8: Int8Store | None = None
     parts: dict[nn.Module, list[ModulePart]] = field(default_factory=dict)
+    threads: int | None = None
     _numbers: Counter[tuple[str, ...]] = field(default_factory=Counter)
     _milliseconds: float = 0.0
     _bytes: float = 0.0
@@ -201,14 +212,15 @@ class LinearPlan:
         return made
 
     def describe(self) -> str:
-        """Return one line: the kernels of most decode weights, and the share of the memory's bandwidth they reach."""
+        """Return one line: the kernels of most decode weights, what of the memory's bandwidth they reach, threads."""
         if not self._numbers:
             return ""
         line = by_rows(self._numbers.most_common(1)[0][0])
         if not self._milliseconds:
             return line
         reached, available = self._bytes / self._milliseconds / 1e6, read_bandwidth()
-        return f"{line}; one row reads {reached:.0f} of {max(available, reached):.0f} GB/s"
+        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        return f"{line}; one row reads {reached:.0f} of {max(available, reached):.0f} GB/s on {threads}"
 
     def _kernels(self, weight: Tensor, bias: Tensor | None, name: str | None, *, tiled: bool) -> list[LinearKernel]:
         steps = name is not None
@@ -267,6 +279,9 @@ class LinearPlan:
         if weight.device.type != "cpu" or _dtype_name(weight) not in MEASURED or small:
             return {}
         shape = (weight.shape[0], weight.shape[1])
+        with self._lock:
+            if self.threads is None:
+                self.threads = choose_threads(shape, weight.dtype, candidates)
         return kernel_times(shape, weight.dtype, candidates, ROWS if steps else ROWS[-1:])
 
 
@@ -277,13 +292,6 @@ def _dtype_name(tensor: Tensor) -> str:
 def bytes_read(kernel: str, itemsize: int) -> int:
     """Return the bytes of a number in the layout of `kernel`, for a dtype of `itemsize` bytes."""
     return NUM_BYTES.get(kernel, itemsize)
-
-
-def by_rows(names: Sequence[str]) -> str:
-    """Return in words which kernel is taken for how many rows; `names` has one for each of ROWS."""
-    ends = [index for index in range(len(ROWS)) if index + 1 == len(ROWS) or names[index] != names[index + 1]]
-    parts = [f"{names[end]} for up to {ROWS[end]} row{'s' if ROWS[end] > 1 else ''}" for end in ends[:-1]]
-    return ", ".join([*parts, f"{names[-1]} beyond" if parts else names[-1]])
 
 
 def best_layouts(times: Times, *, second: bool, tiled: bool = False) -> tuple[str, ...]:

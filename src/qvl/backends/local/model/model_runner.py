@@ -58,9 +58,11 @@ class Runner:
     ) -> None:
         self.device = device
         self.features = features
-        kernels, self.plan = device.kernels(), plan or LinearPlan()
-        self.decoder = checkpoint.family.decoder(checkpoint.model, kernels, self.plan, batch_invariant=batch_invariant)
-        self.tower = checkpoint.family.tower(checkpoint.model, rules, kernels, self.plan)
+        self.kernels, self.plan = device.kernels(), plan or LinearPlan()
+        self.decoder = checkpoint.family.decoder(
+            checkpoint.model, self.kernels, self.plan, batch_invariant=batch_invariant
+        )
+        self.tower = checkpoint.family.tower(checkpoint.model, rules, self.kernels, self.plan)
         self.storage = Storage(self.decoder.layout())
         # Computed as if alone, attention may depend on nothing but the place, not on what others keep.
         self.shares_rows = not (batch_invariant or decode_graphs) and can_share(device.torch, self.decoder.norm.dtype)

@@ -7,16 +7,12 @@ exponentials. So the queries of all who share a row pass it together, as one mat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
-
-from qvl.backends.local.model.cpu import has_fast_bfloat16_attention
+from math import inf
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-# Queries from which it pays to widen the keys: without tiles torch computes attention in bfloat16 more slowly.
-WIDENED: Final = 192
 
 
 @dataclass(slots=True)
@@ -30,16 +26,23 @@ class SharedRow:
 
 
 def attention_with_sums(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    widen_from: float = inf,
 ) -> tuple[Tensor, Tensor]:
     """Return (attention as `scaled_dot_product_attention`, float32 log-sum-exp of the scores [batch, heads, queries]).
 
     All are [batch, heads, tokens, head_dim]; key and value may have fewer heads.
+    From `widen_from` queries on it is computed in float32.
     """
     import torch
 
     dtype = query.dtype
-    if dtype == torch.bfloat16 and query.shape[2] >= WIDENED and not has_fast_bfloat16_attention():
+    if query.shape[2] >= widen_from:
         query, key, value = query.float(), key.float(), value.float()
         mask = None if mask is None else mask.float()
     out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -48,13 +51,22 @@ def attention_with_sums(
     return out.to(dtype), sums
 
 
-def add_shared(out: Tensor, sums: Tensor, queries: Tensor, key: Tensor, value: Tensor, where: slice | Tensor) -> None:
+def add_shared(
+    out: Tensor,
+    sums: Tensor,
+    queries: Tensor,
+    key: Tensor,
+    value: Tensor,
+    where: slice | Tensor,
+    widen_from: float = inf,
+) -> None:
     """Merge the attention of some tokens to a row's keys into `out`, in place.
 
     Args:
         out: [tokens, heads * head_dim], attention to other keys, and the log-sum-exps `sums`, float32 [tokens, heads].
         queries: [tokens, heads, head_dim].
         key, value: [kv heads, keys, head_dim], seen whole by the tokens `where`.
+        widen_from: see `attention_with_sums`; the queries of a key head count together.
     """
     import torch
 
@@ -62,7 +74,7 @@ def add_shared(out: Tensor, sums: Tensor, queries: Tensor, key: Tensor, value: T
     count, heads, dim = query.shape
     # The queries of a key head stand one behind the other as its positions.
     joint = query.view(count, key.shape[0], -1, dim).transpose(0, 1).reshape(1, key.shape[0], -1, dim)
-    found, found_sums = attention_with_sums(joint, key[None], value[None])
+    found, found_sums = attention_with_sums(joint, key[None], value[None], widen_from=widen_from)
     found = found.view(key.shape[0], count, -1, dim).transpose(0, 1).reshape(count, heads, dim)
     found_sums = found_sums.view(key.shape[0], count, -1).transpose(0, 1).reshape(count, heads)
     here = sums[where]

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Final
 
+from qvl.backends.local.model.attention_times import Heads
 from qvl.backends.local.model.linear import AdapterRows
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class VisionTower:
         self._width, self._device, self._dtype = len(patches), patches.device, patches.dtype
         self._frequencies: Tensor = visual.rotary_pos_emb.inv_freq
         self._blocks = [self._block(block, plan) for block in visual.blocks]
+        heads = self._blocks[0].num_heads
+        kernels.choose_attention(Heads(heads, heads, self._width // heads), self._dtype)
         self._read_ends(visual, plan)
 
     def _block(self, block: Qwen3VLVisionBlock, plan: LinearPlan) -> Block:
