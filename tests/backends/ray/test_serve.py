@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import httpx
 import psutil
@@ -19,7 +22,7 @@ import pytest
 from qvl.suggest import install_line
 from qvl.tiny import render
 from tests.server.conftest import data_url_of, question
-from tests.server.processes import Process
+from tests.server.processes import CHAT, Process
 
 # Answers to the last bit: whichever replica gives one, and whatever else it computes beside it.
 EXACT = ("--option", "batch_invariant=true", "--option", "dtype=float32")
@@ -75,6 +78,32 @@ def drawn(seed: int) -> bytes:
     return held.getvalue()
 
 
+def answered(process: Process, body: dict[str, Any]) -> str:
+    answer = process.post(body, timeout=300)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def streamed(process: Process, body: dict[str, Any], begun: threading.Event) -> str:
+    """The same as a stream; `begun` is set when its first words are there, or it ends without."""
+    text = ""
+    try:
+        with httpx.stream(
+            "POST", process.address + CHAT, json={**body, "stream": True}, timeout=300, trust_env=False
+        ) as answer:
+            assert answer.status_code == 200
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    event = json.loads(line.removeprefix("data: "))
+                    assert "error" not in event, event
+                    text += "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+                    if text:
+                        begun.set()
+    finally:
+        begun.set()
+    return text
+
+
 def until(holds: Callable[[], bool], what: str, within: float = 240) -> None:
     end = time.monotonic() + within
     while not holds():
@@ -98,38 +127,32 @@ def test_a_killed_replica_loses_no_request_and_sigterm_drains(serve: Callable[..
     before = replicas_of(process.popen.pid)
     assert len(before) == 2
     # So many pictures that each replica has some of them, and so long that none is answered before all have begun.
-    pictures = [data_url_of(drawn(seed)) for seed in range(6000, 6016)]
     body = {"max_tokens": 400, "ignore_eos": True, "temperature": 0}
-    asked = [{**question("Describe it.", one), **body} for one in pictures]
+    asked = [{**question("Describe it.", data_url_of(drawn(seed))), **body} for seed in range(6000, 6016)]
     with ThreadPoolExecutor(len(asked)) as pool:
 
-        def ask_all() -> list[Future[httpx.Response]]:
-            return [pool.submit(process.post, one, timeout=300) for one in asked]
+        def ask_all() -> list[Future[str]]:
+            return [pool.submit(answered, process, one) for one in asked]
 
-        def said(answers: list[Future[httpx.Response]]) -> list[str]:
-            assert {answer.result().status_code for answer in answers} == {200}, [one.result().text for one in answers]
-            return [answer.result().json()["choices"][0]["message"]["content"] for answer in answers]
-
-        def all_begun() -> bool:
-            return metric(process, "num_running") == len(asked)
-
-        undisturbed = said(ask_all())
+        undisturbed = [answer.result() for answer in ask_all()]
         assert len(set(undisturbed)) > len(asked) / 2
         assert metric(process, "moved_total") == 0
-        answers = ask_all()
-        until(all_begun, "not all requests were under way at once")
+        # The front knows of requests before a replica does; what has begun there, its first words tell.
+        begun = [threading.Event() for _ in asked]
+        streams = [pool.submit(streamed, process, *one) for one in zip(asked, begun, strict=True)]
+        assert all(event.wait(240) for event in begun)
         killed = min(before, key=lambda one: one.pid)
         killed.kill()
-        assert said(answers) == undisturbed
+        assert [stream.result() for stream in streams] == undisturbed
         assert metric(process, "moved_total") > 0
         until(lambda: len(replicas_of(process.popen.pid) - {killed}) == 2, "the killed replica was not replaced")
         until(lambda: metric(process, "replicas_running") == 2, "its successor never ran")
         # SIGTERM with work under way: what was begun is answered, then nothing of Ray is left.
         started = psutil.Process(process.popen.pid).children(recursive=True)
         answers = ask_all()
-        until(all_begun, "not all requests were under way at once")
+        until(lambda: metric(process, "num_running") == len(asked), "not all requests were under way at once")
         process.popen.send_signal(signal.SIGTERM)
-        assert said(answers) == undisturbed
+        assert [answer.result() for answer in answers] == undisturbed
     assert process.ended(300) == 0
     until(lambda: not any(map(alive, started)), "something of Ray is left")
 
