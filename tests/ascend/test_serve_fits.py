@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -95,15 +95,13 @@ def running(*words: str, folder: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "qvl.cli.serve", *words, "--port", str(port), "--cache", "off"]
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
-            for _ in range(600):
+            end, ready = time.monotonic() + 240, False
+            while not ready:
                 assert process.poll() is None, log.read_text()
-                try:
-                    if httpx.get(f"http://127.0.0.1:{port}{recipe.READY_PATHS['qvl']}", trust_env=False).is_success:
-                        break
-                except httpx.TransportError:
-                    time.sleep(0.05)
-            else:
-                pytest.fail(log.read_text())
+                assert time.monotonic() < end, log.read_text()
+                with suppress(httpx.TransportError):
+                    ready = httpx.get(f"http://127.0.0.1:{port}{recipe.READY_PATHS['qvl']}", trust_env=False).is_success
+                time.sleep(0.05)
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()

@@ -116,7 +116,7 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
     command = [str(program), "--port", str(port), "--save", "", "--dir", str(tmp_path), "--requirepass", "s3cret"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:
-            for _ in range(200):
+            for _ in range(3000):
                 with closing(socket.socket()) as client:
                     if client.connect_ex(("127.0.0.1", port)) == 0:
                         break

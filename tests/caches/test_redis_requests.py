@@ -59,7 +59,7 @@ def test_requests_go_on(redis_server: Serve, name: str) -> None:
 
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            url = f"{server.url}?front=0&socket_timeout=0.3&rest=0.3"
+            url = f"{server.url}?front=0&socket_timeout=1&rest=0.3"
             pipes = [await stack.enter_async_context(AsyncPipeline(backend=EchoBackend(), cache=url)) for _ in range(2)]
 
             async def ask(number: int) -> str:

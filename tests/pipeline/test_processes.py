@@ -45,7 +45,7 @@ def asked(tmp_path: Path) -> int:
 
 
 def test_a_killed_map_goes_on_where_it_stopped(tmp_path: Path, pictures: list[str]) -> None:
-    first = start(tmp_path, 0.05, pictures)
+    first = start(tmp_path, 0.3, pictures)
     assert first.stdout is not None
     for _ in range(4):
         first.stdout.readline()

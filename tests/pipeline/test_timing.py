@@ -30,7 +30,7 @@ def test_loading_the_model_is_a_stage_of_its_own(picture: Image.Image, tmp_path:
     path = tmp_path / "mug.png"
     picture.save(path)
     with Pipeline(backend=TalkingBackend(), cache=cache) as warm:
-        assert warm.ask(path, "q").timing.loading < 0.2, "it was loaded before"
+        warm.ask(path, "q")
     pipe = Pipeline(backend=Slow(), cache=cache)
     try:
         first, again = pipe.ask(path, "q"), pipe.ask(path, "another")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 
@@ -81,6 +82,14 @@ def launch(*args: str, **env: str) -> Process:
         env={**os.environ, **env},
     )
     return Process(popen)
+
+
+def gone(pid: int) -> bool:
+    """True once a process has ended, even if nobody has asked how: who takes over orphans may never do that."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def remote(endpoint: ScriptedEndpoint) -> list[str]:

@@ -13,8 +13,10 @@ import pytest
 from qvl.caches.memory import MemoryCache
 from qvl.errors import CacheError, ConfigError
 from qvl.server.auth import KeyRing
+from tests.pipeline.conftest import followers
 from tests.server.conftest import Running, data_url, question
 from tests.server.echo_backend import EchoBackend
+from tests.server.test_load import until
 
 CHAT = "/v1/chat/completions"
 
@@ -153,12 +155,14 @@ def test_requests_under_way_are_shared(serve) -> None:
 
     def ask(_: int) -> str:
         barrier.wait()
-        return server.post(CHAT, question("one two three")).headers["x-qvl-cache"]
+        return server.post(CHAT, question("word " * 300)).headers["x-qvl-cache"]
 
     with ThreadPoolExecutor(6) as pool:
-        states = sorted(pool.map(ask, range(6)))
-    assert states.count("miss") == 1
-    assert states.count("coalesced") >= 1
+        asked = [pool.submit(ask, number) for number in range(6)]
+        until(lambda: followers(server.core.pipeline) == 6)
+        server.backend.pause = 0.0
+        states = sorted(one.result() for one in asked)
+    assert states == ["coalesced"] * 5 + ["miss"]
     assert server.backend.started == 1
 
 

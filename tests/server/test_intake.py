@@ -96,7 +96,8 @@ def test_one_that_comes_too_slowly_is_told_so(serve, body: bytes) -> None:
 
 
 def test_one_that_comes_steadily_has_its_time(serve, body: bytes) -> None:
-    server = serve(body_timeout=0.3, body_rate=100_000)
+    # Less than it takes in all, and far more than it takes to go on.
+    server = serve(body_timeout=0.8, body_rate=100_000)
     with socket.create_connection(("127.0.0.1", server.port), 30) as sock:
         for start_ in range(0, len(body) + 500, 100_000):
             sock.sendall(request(body)[start_ : start_ + 100_000])

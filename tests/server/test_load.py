@@ -10,13 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.pipeline.conftest import followers
 from tests.server.conftest import Running, data_url, question
 from tests.server.echo_backend import EchoBackend
 
 CHAT = "/v1/chat/completions"
+# Its answer ends when a test has seen enough, and sets the backend's pause to 0.
+LONG = "word " * 300
 
 
-def until(condition, seconds: float = 10.0) -> None:
+def until(condition, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come about in time"
@@ -32,10 +35,14 @@ def raw_request(body: dict, path: str = CHAT) -> bytes:
 def test_what_exceeds_the_queue_is_told_when_to_come_again(serve) -> None:
     server = serve(EchoBackend(pause=0.05), cache="off", max_concurrent=2, max_queue=3)
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda i: server.post(CHAT, question(f"one two {i}")), range(16)))
+        asked = [pool.submit(server.post, CHAT, question(f"{LONG} {i}")) for i in range(16)]
+        # Two are answered and three wait, so that the others are refused meanwhile.
+        until(lambda: sum(one.done() for one in asked) == 11)
+        server.backend.pause = 0.0
+        answers = [one.result() for one in asked]
     refused = [answer for answer in answers if answer.status_code == 429]
-    assert refused
-    assert len([answer for answer in answers if answer.status_code == 200]) >= 5
+    assert len(refused) == 11
+    assert len([answer for answer in answers if answer.status_code == 200]) == 5
     for answer in refused:
         assert answer.json()["error"]["code"] == "engine_overloaded"
         assert 1 <= int(answer.headers["retry-after"]) <= 120
@@ -48,8 +55,11 @@ def test_the_queue_is_counted_in_picture_tokens_too(serve) -> None:
     server = serve(EchoBackend(pause=0.1), cache="off", max_concurrent=1, max_queue=50, max_queue_picture_tokens=500)
     url = data_url("red", (512, 512))
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda i: server.post(CHAT, question(f"one {i}", url)), range(8)))
-    assert any(answer.status_code == 429 for answer in answers)
+        asked = [pool.submit(server.post, CHAT, question(f"{LONG} {i}", url)) for i in range(8)]
+        # One is answered, and of pictures of 256 tokens one may wait.
+        until(lambda: sum(one.done() for one in asked) == 6)
+        server.backend.pause = 0.0
+        assert sorted(one.result().status_code for one in asked) == [200] * 2 + [429] * 6
     assert server.core.admission.waiting_tokens == 0
 
 
@@ -153,8 +163,7 @@ def test_one_of_two_who_share_an_answer_may_leave(serve) -> None:
     until(lambda: server.backend.running == 1)
     with ThreadPoolExecutor(1) as pool:
         stayer = pool.submit(server.post, CHAT, body)
-        until(lambda: server.core.requests_under_way == 2)
-        time.sleep(0.1)
+        until(lambda: followers(server.core.pipeline) == 2)
         leaver.close()
         answer = stayer.result()
     assert answer.text.endswith("data: [DONE]\n\n")
@@ -185,7 +194,7 @@ def test_a_deadline_ends_what_takes_too_long(serve) -> None:
     answer = server.post(CHAT, body, x_request_timeout="0.3")
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "deadline_exceeded"
-    streamed = server.post(CHAT, {**body, "stream": True}, x_request_timeout="0.5")
+    streamed = server.post(CHAT, {**body, "stream": True}, x_request_timeout="3")
     assert streamed.status_code == 200
     assert "deadline_exceeded" in streamed.text.splitlines()[-2]
     assert "[DONE]" not in streamed.text
@@ -207,10 +216,11 @@ def test_each_key_has_its_own_limits(serve) -> None:
 def test_each_key_may_have_so_many_under_way(serve) -> None:
     server = serve(EchoBackend(pause=0.3), api_keys=("a", "b"), concurrent_per_key=1)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(server.post, CHAT, question("one two three"), authorization="Bearer a")
+        first = pool.submit(server.post, CHAT, question(LONG), authorization="Bearer a")
         until(lambda: server.backend.running == 1)
         assert server.post(CHAT, question("x"), authorization="Bearer a").status_code == 429
         assert server.post(CHAT, question("x"), authorization="Bearer b").status_code == 200
+        server.backend.pause = 0.0
         assert first.result().status_code == 200
     assert server.post(CHAT, question("x"), authorization="Bearer a").status_code == 200
 
@@ -295,9 +305,8 @@ def test_a_stalled_engine_is_not_ready(serve) -> None:
 
 def test_draining_finishes_what_runs_and_refuses_the_rest(serve) -> None:
     server: Running = serve(EchoBackend(pause=0.05), cache="off")
-    text = "one two three four five six seven eight nine ten " * 5
     with ThreadPoolExecutor(8) as pool:
-        running = [pool.submit(server.post, CHAT, {**question(f"{text} {i}"), "stream": i % 2 == 0}) for i in range(6)]
+        running = [pool.submit(server.post, CHAT, {**question(f"{LONG} {i}"), "stream": i % 2 == 0}) for i in range(6)]
         until(lambda: server.backend.running == 6)
         server.server._loop.call_soon_threadsafe(setattr, server.core, "draining", True)
         server.server._loop.call_soon_threadsafe(server.server.begin_drain)
@@ -306,6 +315,7 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(serve) -> None:
         late = server.post(CHAT, question("late"))
         assert late.status_code == 503
         assert late.headers["connection"] == "close"
+        server.backend.pause = 0.0
         answers = [one.result() for one in running]
     for answer in answers:
         assert answer.status_code == 200

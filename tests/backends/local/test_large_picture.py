@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import aclosing
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +45,7 @@ class Watched(Runner):
     """Tells what it did, in order: "slice", "begun", or how many answers a step goes on with."""
 
     events: list[str | int]
+    held: threading.Event | None = None
     fails_after: int = 1 << 30
     error: BaseException
 
@@ -52,6 +54,8 @@ class Watched(Runner):
         return super().forward(step)
 
     def encode(self, pictures: Sequence[PreparedPicture], units: float, grain: float) -> float:
+        if self.held is not None and "slice" in self.events:
+            assert self.held.wait(60)
         self.events.append("slice")
         if self.events.count("slice") > self.fails_after:
             raise self.error
@@ -105,10 +109,15 @@ def test_a_request_that_comes_later_does_not_wait_for_the_picture(watched: Watch
             await watched.generate(request)
             ended.append(name)
 
+        held = watched.runner.held = threading.Event()
         slow = asyncio.create_task(one("picture", ask(large(1), "x", max_tokens=2, n=2)))
         while "slice" not in watched.runner.events:
             await asyncio.sleep(0.001)
-        await asyncio.gather(slow, one("text", ask("Say hello.", max_tokens=2)))
+        text = asyncio.create_task(one("text", ask("Say hello.", max_tokens=2)))
+        while len(watched._loaded.engine.mailbox) < 2:  # type: ignore[union-attr]
+            await asyncio.sleep(0.001)
+        held.set()
+        await asyncio.gather(slow, text)
         return ended
 
     assert asyncio.run(race()) == ["text", "picture"]

@@ -106,7 +106,7 @@ async def test_one_that_is_quarantined_while_it_waits_for_a_place_is_refused(
     file = tmp_path / "quarantine.json"
     options = {"probe": False, "health_interval": None, "limit": 1}
     async with OpenAIBackend("echo", base_url=engines(1), quarantine=str(file), **options) as backend:
-        before = asyncio.ensure_future(backend.generate(about("red", "ten words " * 5)))
+        before = asyncio.ensure_future(backend.generate(about("red", "ten words " * 40)))
         await asyncio.sleep(0.1)
         waiting = asyncio.ensure_future(backend.generate(about("poison")))
         await asyncio.sleep(0.1)

@@ -24,6 +24,7 @@ from qvl.tiny import render
 from qvl.types import ChatRequest, Message, VideoPart
 from tests.backends.lora_files import random_adapter
 from tests.backends.ray.engines import DEADLY_SIZE, WHO, Broken, Deadly, Doomed, Marked, Unopenable, Watching
+from tests.server.processes import gone
 from tests.server.test_dashboard import OF_RAY
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -174,15 +175,10 @@ def test_fronts_with_the_same_settings_share_replicas_until_the_last_ends(cluste
         pid = second.replicas()[0].pid
         await second.aclose()
 
-        async def gone() -> bool:
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                return True
-            with open(f"/proc/{pid}/stat") as stat:
-                return stat.read().split()[2] == "Z"
+        async def stopped() -> bool:
+            return gone(pid)
 
-        await until(gone)
+        await until(stopped)
 
     asyncio.run(run())
 

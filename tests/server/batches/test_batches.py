@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import openai
 import pytest
 from openai.types import Batch, FileObject
 
+from qvl.types import ChatRequest, Chunk
 from tests.server.batches.asking import CHAT, begin, content, ended, jsonl, line, upload
 from tests.server.conftest import Running, data_url
 from tests.server.echo_backend import EchoBackend
+from tests.server.test_load import until
 from tests.server.test_published_schema import fits
 
 
@@ -209,19 +213,37 @@ def test_wrong_batches_are_refused(client: openai.OpenAI, running: Running, chan
     assert param is None or answer.json()["error"]["param"] == param
 
 
+class Held(EchoBackend):
+    """Begins answers, and ends them while it is not held."""
+
+    held = True
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        async for chunk in super().stream(request):
+            while self.held:
+                await asyncio.sleep(0.005)
+            yield chunk
+
+
 def test_who_asks_now_is_not_behind_a_batch(serve: Callable[..., Running], tmp_path: Path, connect: Any) -> None:
-    running = serve(
-        EchoBackend(pause=0.02), batch_dir=tmp_path, max_concurrent=4, max_queue=64, batch_concurrency=4, cache=None
-    )
+    backend = Held()
+    running = serve(backend, batch_dir=tmp_path, max_concurrent=4, max_queue=64, batch_concurrency=4, cache=None)
     client = connect(running)
     batch = begin(client, jsonl(*(line(f"{number}", f"a b c {number}") for number in range(1000))))
-    while running.backend.running < 4:
-        time.sleep(0.01)
-    for _ in range(5):
-        before = running.backend.started
-        client.chat.completions.create(model="echo-vl", messages=[{"role": "user", "content": "now"}])
-        # At most what was under way, and what was let in meanwhile, came first.
-        assert running.backend.started - before <= 16
+    with ThreadPoolExecutor(1) as pool:
+        for number in range(5):
+            until(lambda: backend.running == 4)
+            before = len(backend.requests)
+            now = [{"role": "user", "content": f"now {number}"}]
+            asked = pool.submit(client.chat.completions.create, model="echo-vl", messages=now)
+            until(lambda: running.core.admission.waiting == 1)
+            backend.held = False
+            asked.result()
+            backend.held = True
+            # At most one of the batch in each of the four places came first.
+            came = [request.messages[-1].text for request in backend.requests[before:]]
+            assert came.index(f"now {number}") <= 4
+    backend.held = False
     client.batches.cancel(batch.id)
     assert ended(client, batch).status == "cancelled"
 
