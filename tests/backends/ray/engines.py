@@ -83,7 +83,7 @@ class Deadly(EchoBackend):
 
 
 class Counted(EchoBackend):
-    """An echo that notes every answer in a file, and ends its process once where another file says so."""
+    """An echo that notes every answer in a file; files say that it ends its process once, or waits for a second one."""
 
     name = "counted"
 
@@ -103,9 +103,10 @@ class Counted(EchoBackend):
             last.rename(gone)
             os.kill(os.getpid(), signal.SIGKILL)
         (self.notes / f"answer-{uuid.uuid4()}").write_text(f"{os.getpid()} {request.pictures[0].sha256}")
-        # Left alone, the other one would have answered everything before a new process is there.
-        end = time.monotonic() + 60
-        while gone.exists() and len(self._processes()) < 3 and time.monotonic() < end:
+        # Left alone, one would have answered everything before another process is there.
+        wanted = 3 if gone.exists() else 2 if (self.notes / "wait-for-two").exists() else 1
+        end = time.monotonic() + 240
+        while len(self._processes()) < wanted and time.monotonic() < end:
             await asyncio.sleep(0.05)
         async for chunk in super()._say(request):
             yield chunk

@@ -56,6 +56,7 @@ def answered(tmp_path: Path) -> list[tuple[str, str]]:
 
 
 def test_input_order_errors_as_items_and_both_actors_work(ask: Any, pictures: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "notes" / "wait-for-two").touch()
     sources = [*pictures[:20], str(tmp_path / "lost.png"), pictures[20].read_bytes(), *pictures[21:]]
     items = ask(sources)
     assert [item.index for item in items] == list(range(41))

@@ -11,6 +11,7 @@ import pytest
 from qvl.chunks import fold
 from qvl.testing import EchoBackend
 from qvl.testing.asking import ask, collect, square
+from qvl.types import ChatRequest, Chunk
 from tests.backends.ray.conftest import node
 from tests.backends.ray.engines import Marked
 
@@ -27,14 +28,23 @@ def test_replicas_on_two_nodes_and_the_loss_of_one_of_them(opened: Any, cluster:
     where = {about.replica: about.node for about in backend.replicas()}
     assert sorted(list(where.values()).count(name) for name in set(where.values())) == [2, 2]
     assert {name["NodeID"] for name in ray.nodes() if name["Alive"]} == set(where.values())
-    requests = [ask("Count: " + "word " * 40, square((n * 9, 255 - n * 9, n))) for n in range(16)]
+    requests = [ask("Count: " + "word " * 120, square((n * 9, 255 - n * 9, n))) for n in range(16)]
 
     async def run() -> None:
         alone = EchoBackend()
         await alone.open()
         wanted = [fold(await collect(alone, request))[0] for request in requests]
-        asked = [asyncio.ensure_future(collect(backend, request)) for request in requests]
-        await asyncio.sleep(0.5)
+        begun = [asyncio.Event() for _ in requests]
+
+        async def follow(request: ChatRequest, first: asyncio.Event) -> list[Chunk]:
+            chunks = []
+            async for chunk in backend.stream(request):
+                chunks.append(chunk)
+                first.set()
+            return chunks
+
+        asked = [asyncio.ensure_future(follow(*one)) for one in zip(requests, begun, strict=True)]
+        await asyncio.gather(*(event.wait() for event in begun))
         await asyncio.to_thread(cluster.remove_node, second, allow_graceful=False)
         assert [fold(chunks)[0] for chunks in await asyncio.gather(*asked)] == wanted
         assert backend.stats()["moved_total"] > 0
