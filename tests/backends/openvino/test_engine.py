@@ -159,7 +159,7 @@ def test_closing_streams_aborts_them_in_the_pipeline(engine: OpenVinoBackend, lo
 
     async def leave() -> None:
         await start_and_leave(engine)
-        for _ in range(400):
+        for _ in range(6000):
             if not pipeline.has_non_finished_requests():
                 return
             await asyncio.sleep(0.01)
