@@ -59,7 +59,7 @@ def inside(url: str) -> bool:
 def watched(context: Any) -> tuple[Any, list[str]]:
     """A page, and what it does wrong: it throws, reaches outside the server, or breaks the content security policy."""
     found = context.new_page()
-    found.set_default_timeout(20_000)
+    found.set_default_timeout(60_000)
     faults: list[str] = []
     found.on("pageerror", lambda error: faults.append(str(error)))
     found.on("request", lambda request: None if inside(request.url) else faults.append(request.url))
