@@ -158,6 +158,19 @@ def test_nothing_is_slower_than_the_general_kernel_where_that_is_best() -> None:
     assert set(best_layouts(measured, second=True)) == {"plain"}
 
 
+def test_at_no_number_of_rows_are_the_layouts_slower_than_the_general_kernel() -> None:
+    # Best on the whole would be the other two, or one of them, but for one number of rows.
+    measured = times(plain=(9, 9, 9, 9, 9, 5, 9, 90), fast=(1, 1, 2, 4, 8, 24, 48, 300), wide=(5, 5, 5, 5, 5, 8, 6, 50))
+    for second in (True, False):
+        names = best_layouts(measured, second=second)
+        taken = [measured[name][count] for name, count in zip(names, ROWS, strict=True)]
+        assert all(ms <= plain for ms, plain in zip(taken, measured["plain"].values(), strict=True)), names
+    assert set(names) == {"plain"}
+    # Less than a twentieth is noise.
+    measured["wide"][32] = 5.2
+    assert set(best_layouts(measured, second=False)) == {"wide"}
+
+
 def test_only_prompts_are_timed_for_a_weight_of_pictures() -> None:
     measured: Times = {"plain": {256: 3.0}, "onednn": {256: 2.0}}
     assert best_layouts(measured, second=False) == ("onednn",) * len(ROWS)

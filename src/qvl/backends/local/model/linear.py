@@ -10,6 +10,7 @@ import threading
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from qvl.backends.local.model.device import host_memory
@@ -47,6 +48,8 @@ MEASURED: Final = ("float32", "bfloat16")
 NUM_BYTES: Final = {"fbgemm": 2, "onednn-int8": 1, "fbgemm-int8": 1}
 # A second layout of a weight must save this share of the time at some number of rows.
 WORTH: Final = 0.1
+# By what share layouts may be slower than torch's own kernel at some number of rows: less is noise.
+NOISE: Final = 0.05
 
 
 class AdapterRows(NamedTuple):
@@ -297,6 +300,8 @@ def bytes_read(kernel: str, itemsize: int) -> int:
 def best_layouts(times: Times, *, second: bool, tiled: bool = False) -> tuple[str, ...]:
     """Return the name of the kernel for each of ROWS, with one layout of the weight, or two if `second` and worth it.
 
+    At no number of rows are they slower than "plain", where that is among them.
+
     Args:
         times: milliseconds by rows of each kernel, all for the same rows.
         tiled: True if all products have TILE rows.
@@ -311,6 +316,10 @@ def best_layouts(times: Times, *, second: bool, tiled: bool = False) -> tuple[st
         relative = (times[takes(*pair, count)][count] / best[count] for count in rows)
         return sum(relative) + (WORTH if pair[0] != pair[1] else 0)
 
+    def slower(pair: tuple[str, str]) -> bool:
+        plain = times.get("plain", {})
+        return any(times[takes(*pair, count)][count] > (1 + NOISE) * plain.get(count, inf) for count in rows)
+
     pairs = [(first, other) for first in times for other in (times if second else (first,))]
-    chosen = min(pairs, key=cost)
+    chosen = min((pair for pair in pairs if not slower(pair)), key=cost)
     return tuple(takes(*chosen, count) if count in rows else chosen[0] for count in ROWS)
