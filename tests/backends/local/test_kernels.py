@@ -50,6 +50,10 @@ HOSTILE_FILES = [
     '{"HERE": {"times": {"1024x2048 float32 1 thread": {"plain": {"1": 0}}}}}',
     '{"HERE": {"times": {"1024x2048 float32 1 thread": {"other": {"1": 2, "8": 2, "32": 2, "256": 2}}}}}',
     '{"HERE": {"times": {"1024x2048 float32 1 thread": {"plain": {"1": 1e999}}}}}',
+    '{"HERE": {"times": {"1024x2048 float32 1 thread": {"grouped": {"1": 2}, "2": {"1": 2}}}}}',
+    '{"HERE": {"times": {"decode 16/8x128 float32 1 thread": {"plain": {"1": 2}}}}}',
+    '{"HERE": {"times": {"decode 16/8x128 over 0 float32 1 thread": {"grouped": {"1": 2}}}}}',
+    '{"HERE": {"times": {"threads 64x32 float32 1 thread": {"0": {"1": 2}, "plain": {"1": 2}}}}}',
     '{"HERE": {"read_gb_s": ' + "9" * 5000 + "}}",
     '{"HERE": {"read_gb_s": 33}, "pad": "' + "x" * (5 << 20) + '"}',
 ]

@@ -36,8 +36,8 @@ def attention_with_sums(
 ) -> tuple[Tensor, Tensor]:
     """Return (attention as `scaled_dot_product_attention`, float32 log-sum-exp of the scores [batch, heads, queries]).
 
-    All are [batch, heads, tokens, head_dim]; key and value may have fewer heads.
-    From `widen_from` queries on it is computed in float32.
+    All are [batch, heads, tokens, head_dim]; key and value may have fewer heads. From
+    `widen_from` queries on it is computed in float32.
     """
     import torch
 
