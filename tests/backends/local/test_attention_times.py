@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from qvl.backends.local.model import attention_kernels, attention_times, kernel_report, kernel_times
-from qvl.backends.local.model.attention_kernels import DECODE_ATTENTION, PROMPT_ATTENTION
+from qvl.backends.local.model.attention_kernels import DECODE_ATTENTION, MANY, PROMPT_ATTENTION
 from qvl.backends.local.model.attention_times import AttentionChoice, Heads, fastest, measured_choice
 from qvl.backends.local.model.kernel_times import ROWS, Times
-from qvl.backends.local.model.kernels import MANY, CpuKernels, Kernels
+from qvl.backends.local.model.kernels import CpuKernels, Kernels
 from tests.backends.local.reference import Reference
 from tests.backends.local.test_equals_generate import answer_all, check
 
@@ -74,28 +74,24 @@ def test_every_way_gives_the_attention_to_the_visible_keys(name: str, heads: Hea
 
 
 def test_another_way_than_torchs_usual_one_must_save_a_tenth() -> None:
-    times: Times = {
-        "grouped": {1: 1.0, 8: 8.0, 32: 30.0},
-        "by-head": {1: 0.95, 8: 5.0, 32: 29.0},
-        "products": {1: 3.0, 8: 9.0, 32: 20.0},
-    }
+    times: Times = {"grouped": {1: 1.0, 8: 8.0, 32: 30.0}, "by-head": {1: 0.95, 8: 5.0, 32: 29.0}}
     chosen = dict(zip(ROWS, fastest(times, (1, 8, 32)), strict=True))
     assert chosen == {
         1: "grouped",
         **dict.fromkeys((2, 4, 8), "by-head"),
-        **dict.fromkeys((16, 32, 64, 256), "products"),
+        **dict.fromkeys((16, 32, 64, 256), "grouped"),
     }
     assert set(fastest({}, (1, 8))) == {"grouped"}, "where nothing could be timed"
     # One that failed at some number of rows is not taken there.
-    assert set(fastest({"grouped": {1: 9.0, 8: 9.0}, "products": {1: 1.0}}, (1, 8))) == {"products", "grouped"}
+    assert set(fastest({"grouped": {1: 9.0, 8: 9.0}, "by-head": {1: 1.0}}, (1, 8))) == {"by-head", "grouped"}
 
 
 def test_long_rows_may_have_another_way_than_short_ones() -> None:
-    choice = AttentionChoice({256: ("grouped",) * 8, 2048: ("by-head",) * 3 + ("products",) * 5}, "float32")
+    choice = AttentionChoice({256: ("grouped",) * 8, 2048: ("by-head",) * 3 + ("grouped",) * 5}, "float32")
     assert [choice.of_rows(1, capacity) for capacity in (256, 512, 2048, 32768)] == ["grouped"] + ["by-head"] * 3
-    assert [choice.of_rows(rows, 4096) for rows in (4, 5, 32, 500)] == ["by-head"] + ["products"] * 3
-    assert choice.describe() == "attention grouped or by-head or products, float32 for prompts"
-    assert choice.detail()["2048 tokens"] == "by-head for up to 4 rows, products beyond"
+    assert [choice.of_rows(rows, 4096) for rows in (4, 5, 32, 500)] == ["by-head"] + ["grouped"] * 3
+    assert choice.describe() == "attention of steps grouped or by-head, of prompts in float32"
+    assert choice.detail()["2048 tokens"] == "by-head for up to 4 rows, grouped beyond"
 
 
 @pytest.mark.parametrize("winner", DECODE_ATTENTION)
@@ -125,17 +121,21 @@ def test_decode_steps_take_the_way_that_was_fastest(
     # Heads of another shape were never measured.
     kernels.decode_attention(torch.ones(3, 4, 2, 64), torch.ones(3, 4, 5, 64), torch.ones(3, 4, 5, 64), None, 512)
     assert called == [winner, "grouped"]
+    # A tower with as many heads does not decode.
+    kernels.choose_attention(HEADS, torch.float32)
+    kernels.decode_attention(torch.ones(3, 8, 2, 64), torch.ones(3, 8, 5, 64), torch.ones(3, 8, 5, 64), None, 512)
+    assert called[2:] == [winner]
 
 
-@pytest.mark.parametrize(("winner", "from_queries"), [("grouped", math.inf), ("float32", MANY)])
+@pytest.mark.parametrize("winner", PROMPT_ATTENTION)
 def test_prompts_in_bfloat16_pass_in_float32_where_that_was_faster(
-    monkeypatch: pytest.MonkeyPatch, wins: Callable[[str], None], winner: str, from_queries: float
+    monkeypatch: pytest.MonkeyPatch, wins: Callable[[str], None], winner: str
 ) -> None:
     wins(winner)
     kernels, plain = CpuKernels(), Kernels()
     kernels.choose_attention(HEADS, torch.bfloat16)
-    assert kernels.widen_from(HEADS) == from_queries
-    assert kernels.widen_from(Heads(8, 8, 64)) == math.inf
+    assert kernels.widens(HEADS) == (winner == "float32")
+    assert not kernels.widens(Heads(8, 8, 64))
     dtypes = []
     real = torch.nn.functional.scaled_dot_product_attention
 
@@ -145,13 +145,15 @@ def test_prompts_in_bfloat16_pass_in_float32_where_that_was_faster(
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     dice = torch.Generator().manual_seed(0)
-    for queries, keys in ((MANY - 1, 256), (MANY, MANY), (MANY, 256)):
+    # Keys of which copies would be larger than all other memory of a step are not copied.
+    monkeypatch.setattr(attention_kernels, "MOST_COPIED", 4 * (16 * MANY * 64 + 2 * 8 * 256 * 64 + MANY * 256))
+    for queries, keys, wide in ((MANY - 1, 256, False), (MANY, MANY, True), (MANY, 256, True), (MANY, 257, False)):
         query = torch.randn((1, 16, queries, 64), generator=dice).bfloat16()
         key, value = torch.randn((2, 1, 8, keys, 64), generator=dice).bfloat16()
         mask = kernels.causal_mask(queries, keys, torch.bfloat16, query.device) if keys > queries else None
         dtypes.clear()
         out = kernels.causal_attention(query, key, value, mask)
-        assert dtypes == [torch.float32 if queries >= from_queries else torch.bfloat16]
+        assert dtypes == [torch.float32 if wide and winner == "float32" else torch.bfloat16]
         assert out.dtype is torch.bfloat16
         torch.testing.assert_close(out, plain.causal_attention(query, key, value, mask), atol=2e-2, rtol=2e-2)
 

@@ -48,7 +48,7 @@ def test_the_line_has_dtype_bandwidth_and_the_kernels_of_the_largest_weight() ->
     assert line == (
         "auto is bfloat16; memory reads 33.3 GB/s; 4096x4096 bfloat16 2 threads:"
         " fbgemm for up to 8 rows, plain beyond, one row at 100% of it;"
-        " attention grouped or by-head, float32 for prompts"
+        " attention of steps grouped or by-head, of prompts in float32"
     )
     assert detail["attention"]["16/8x128 bfloat16 2 threads"] == {
         "256 tokens": "grouped for up to 1 row, by-head for up to 8 rows, grouped beyond",

@@ -1,7 +1,7 @@
 """The ways in which torch computes attention on a CPU, behind one call: the same numbers, but for the last bits.
 
 Which is fastest depends on the processor, the dtype, the heads, and how many queries and keys there are, so
-`kernel_times` measures them and `kernels` chooses.
+`attention_times` measures them and `kernels` chooses.
 """
 
 from __future__ import annotations
@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Queries from which computing in float32 pays for the copies.
+MANY: Final = 192
+# The most bytes of copies, which no budget counts: of more keys than fit attention stays in bfloat16.
+MOST_COPIED: Final = 256 << 20
 
 
 class Attention(Protocol):
@@ -38,22 +43,19 @@ def by_head(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
     return out.view(query.shape)
 
 
-def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Two matrix products with a softmax between them."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if mask is not None:
-        scores += mask
-    weights: Tensor = scores.softmax(-1)
-    return weights @ value
-
-
-def widened(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def in_float32(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """torch's fused kernel in float32, in which some processors are faster, once the keys are copied."""
-    wide = (None if part is None else part.float() for part in (query, key, value, mask))
-    return grouped(*wide).to(query.dtype)  # type: ignore[arg-type]
+    wide = None if mask is None else mask.float()
+    return grouped(query.float(), key.float(), value.float(), wide).to(query.dtype)
+
+
+def pays_in_float32(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+    """True if there are queries enough to pay for copies in float32, and the copies are small enough."""
+    numbers = query.numel() + 2 * key.numel() + (0 if mask is None else mask.numel())
+    return query.shape[2] >= MANY and 4 * numbers <= MOST_COPIED
 
 
 # Of few queries, in decode steps: the first is what is taken unless another is faster.
-DECODE_ATTENTION: Final[dict[str, Attention]] = {"grouped": grouped, "by-head": by_head, "products": products}
+DECODE_ATTENTION: Final[dict[str, Attention]] = {"grouped": grouped, "by-head": by_head}
 # Of many queries, as those of prompts and pictures.
-PROMPT_ATTENTION: Final[dict[str, Attention]] = {"grouped": grouped, "float32": widened}
+PROMPT_ATTENTION: Final[dict[str, Attention]] = {"grouped": grouped, "float32": in_float32}

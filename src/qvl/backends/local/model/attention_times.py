@@ -58,7 +58,7 @@ class AttentionChoice(NamedTuple):
     def describe(self) -> str:
         """Return in words what is taken."""
         decode = " or ".join(dict.fromkeys(name for names in self.decode.values() for name in names))
-        return f"attention {decode}, {self.prompt} for prompts"
+        return f"attention of steps {decode}" + (", of prompts in float32" if self.prompt == "float32" else "")
 
     def detail(self) -> JsonObject:
         """Return the same by the capacity of KV rows and the number of rows."""

@@ -71,8 +71,9 @@ class TextDecoder:
         self._head = plan.linear(lm_head.weight.detach(), name="head", tiled=batch_invariant)
         self._head_device = lm_head.weight.device
         heads = Heads(self.num_heads, self.num_kv_heads, self.head_dim)
-        kernels.choose_attention(heads, self.dtype, decodes=not batch_invariant)
-        self._widen_from = kernels.widen_from(heads)
+        if not batch_invariant:
+            kernels.choose_attention(heads, self.dtype, decodes=True)
+        self._widens = kernels.widens(heads)
         # The first layer may measure kernels, which wants the processor for itself; some of their layouts are made by
         # one thread each, so the other layers are made side by side.
         make, count = partial(self._layer, config=config, plan=plan), len(model.layers)
@@ -214,7 +215,7 @@ class TextDecoder:
         for row in step.shared:
             assert sums is not None
             key, value = (pool[row.row, :, : row.tokens] for pool in pools[row.capacity][place])
-            add_shared(out, sums, queries, key, value, row.where, self._widen_from)
+            add_shared(out, sums, queries, key, value, row.where, widens=self._widens)
         return out
 
     def _masks(
@@ -281,7 +282,7 @@ class TextDecoder:
         if sums is not None:
             causal = mask is None and chunk.count > 1
             key, value = k_row[None, :, :end], v_row[None, :, :end]
-            out, found = attention_with_sums(query, key, value, mask, causal=causal, widen_from=self._widen_from)
+            out, found = attention_with_sums(query, key, value, mask, causal=causal, widens=self._widens)
             sums[part] = found[0].t()
             return out[0].transpose(0, 1).reshape(chunk.count, -1)
         out = self._kernels.causal_attention(query, k_row[None, :, :end], v_row[None, :, :end], mask)

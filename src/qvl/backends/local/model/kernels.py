@@ -8,10 +8,9 @@ in transformers' integrations/npu_flash_attention.py.
 
 from __future__ import annotations
 
-from math import inf
 from typing import TYPE_CHECKING, Final
 
-from qvl.backends.local.model.attention_kernels import DECODE_ATTENTION
+from qvl.backends.local.model.attention_kernels import DECODE_ATTENTION, pays_in_float32
 from qvl.backends.local.model.attention_times import SMALL, AttentionChoice, Heads, measured_choice
 from qvl.errors import first_line
 from qvl.log import logger
@@ -28,8 +27,6 @@ log = logger(__name__)
 # npu_fusion_attention takes a causal mask of this size for any length when sparse_mode is 3 (last query, last key).
 NPU_MASK: Final = 2048
 NPU_DOWN_RIGHT: Final = 3
-# Queries from which another way of computing attention pays for a copy of the keys.
-MANY: Final = 192
 
 
 class Kernels:
@@ -75,9 +72,9 @@ class Kernels:
         """Return in words what was decided, of the text model; empty if nothing was."""
         return ""
 
-    def widen_from(self, heads: Heads) -> float:
-        """Return the number of queries from which attention in bfloat16 is computed in float32, being faster so."""
-        return inf
+    def widens(self, heads: Heads) -> bool:
+        """True if attention of many queries is computed in float32, being faster so than in its dtype."""
+        return False
 
     def decode_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, capacity: int) -> Tensor:
         """Return the attention of one token a row, [rows, kv heads, n, head_dim].
@@ -136,14 +133,17 @@ class CpuKernels(Kernels):
         import torch
 
         if dtype in (torch.float32, torch.bfloat16) and heads.query * heads.dim >= SMALL:
-            self._chosen[heads] = measured_choice(heads, dtype, decodes=decodes)
+            known = self._chosen.get(heads)
+            # The tower's heads may be as many as the text model's, which decode.
+            if known is None or (decodes and not known.decode):
+                self._chosen[heads] = measured_choice(heads, dtype, decodes=decodes)
 
     def describe(self) -> str:
         return next((choice.describe() for choice in self._chosen.values() if choice.decode), "")
 
-    def widen_from(self, heads: Heads) -> float:
+    def widens(self, heads: Heads) -> bool:
         choice = self._chosen.get(heads)
-        return MANY if choice is not None and choice.prompt == "float32" else inf
+        return choice is not None and choice.prompt == "float32"
 
     def decode_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, capacity: int) -> Tensor:
         rows, kv_heads, each, dim = query.shape
@@ -153,18 +153,19 @@ class CpuKernels(Kernels):
         return DECODE_ATTENTION[choice.of_rows(rows, capacity)](query, key, value, mask)
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if not self._widens(query, key):
+        if not self._pays(query, key, None):
             return super().attention(query, key, value)
         return super().attention(query.float(), key.float(), value.float()).to(query.dtype)
 
     def causal_attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        if not self._widens(query, key):
+        if not self._pays(query, key, mask):
             return super().causal_attention(query, key, value, mask)
         wide = None if mask is None else mask.float()
         return super().causal_attention(query.float(), key.float(), value.float(), wide).to(query.dtype)
 
-    def _widens(self, query: Tensor, key: Tensor) -> bool:
-        return query.shape[2] >= self.widen_from(Heads(query.shape[1], key.shape[1], query.shape[3]))
+    def _pays(self, query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
+        heads = Heads(query.shape[1], key.shape[1], query.shape[3])
+        return self.widens(heads) and pays_in_float32(query, key, mask)
 
 
 class NpuKernels(Kernels):

@@ -7,8 +7,9 @@ exponentials. So the queries of all who share a row pass it together, as one mat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from typing import TYPE_CHECKING
+
+from qvl.backends.local.model.attention_kernels import pays_in_float32
 
 if TYPE_CHECKING:
     import torch
@@ -26,23 +27,17 @@ class SharedRow:
 
 
 def attention_with_sums(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    *,
-    causal: bool = False,
-    widen_from: float = inf,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False, widens: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return (attention as `scaled_dot_product_attention`, float32 log-sum-exp of the scores [batch, heads, queries]).
 
-    All are [batch, heads, tokens, head_dim]; key and value may have fewer heads. From
-    `widen_from` queries on it is computed in float32.
+    All are [batch, heads, tokens, head_dim]; key and value may have fewer heads. With `widens`
+    many queries are computed in float32.
     """
     import torch
 
     dtype = query.dtype
-    if query.shape[2] >= widen_from:
+    if widens and pays_in_float32(query, key, mask):
         query, key, value = query.float(), key.float(), value.float()
         mask = None if mask is None else mask.float()
     out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -58,7 +53,8 @@ def add_shared(
     key: Tensor,
     value: Tensor,
     where: slice | Tensor,
-    widen_from: float = inf,
+    *,
+    widens: bool = False,
 ) -> None:
     """Merge the attention of some tokens to a row's keys into `out`, in place.
 
@@ -66,7 +62,7 @@ def add_shared(
         out: [tokens, heads * head_dim], attention to other keys, and the log-sum-exps `sums`, float32 [tokens, heads].
         queries: [tokens, heads, head_dim].
         key, value: [kv heads, keys, head_dim], seen whole by the tokens `where`.
-        widen_from: see `attention_with_sums`; the queries of a key head count together.
+        widens: see `attention_with_sums`; the queries of a key head count together.
     """
     import torch
 
@@ -74,7 +70,7 @@ def add_shared(
     count, heads, dim = query.shape
     # The queries of a key head stand one behind the other as its positions.
     joint = query.view(count, key.shape[0], -1, dim).transpose(0, 1).reshape(1, key.shape[0], -1, dim)
-    found, found_sums = attention_with_sums(joint, key[None], value[None], widen_from=widen_from)
+    found, found_sums = attention_with_sums(joint, key[None], value[None], widens=widens)
     found = found.view(key.shape[0], count, -1, dim).transpose(0, 1).reshape(count, heads, dim)
     found_sums = found_sums.view(key.shape[0], count, -1).transpose(0, 1).reshape(count, heads)
     here = sums[where]
