@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from qvl.backends.local.model import attention_kernels, attention_times, kernel_report, kernel_times
+from qvl.backends.local.model import attention_kernels, attention_times, kernel_race, kernel_report, kernel_times
 from qvl.backends.local.model.attention_kernels import DECODE_ATTENTION, MANY, PROMPT_ATTENTION
 from qvl.backends.local.model.attention_times import AttentionChoice, Heads, fastest, measured_choice
 from qvl.backends.local.model.kernel_times import ROWS, Times
@@ -30,6 +30,9 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a new process; what this one measured comes back."""
     monkeypatch.setattr(kernel_times, "_memo", {})
+    monkeypatch.setattr(kernel_times, "_passing", {})
+    monkeypatch.setattr(kernel_race, "ALONE", 0.0)
+    monkeypatch.setattr(kernel_race.clock, "left", kernel_race.MOST_SECONDS)
 
 
 @pytest.fixture

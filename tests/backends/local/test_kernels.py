@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from qvl.backends.local.backend import LocalBackend
-from qvl.backends.local.model import cpu, int8_store, kernel_report, kernel_times
+from qvl.backends.local.model import cpu, int8_store, kernel_race, kernel_report, kernel_times
 from qvl.backends.local.model.int8_store import quantise
 from qvl.backends.local.model.kernel_times import ROWS, Times
 from qvl.backends.local.model.linear import SMALL, LinearPlan, best_layouts
@@ -61,8 +62,12 @@ HOSTILE_FILES = [
 
 @pytest.fixture
 def _nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a new process; what this one measured comes back."""
+    """As in a new process; what this one measured comes back. Others leave it the processor, whatever they do."""
     monkeypatch.setattr(kernel_times, "_memo", {})
+    monkeypatch.setattr(kernel_times, "_passing", {})
+    monkeypatch.setattr(kernel_race, "ALONE", 0.0)
+    monkeypatch.setattr(kernel_race.clock, "left", kernel_race.MOST_SECONDS)
+    monkeypatch.setattr(kernel_times, "is_busy", lambda: False)
 
 
 def weights(out: int = 96, width: int = 64, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -254,6 +259,64 @@ class TestKeptTimes:
         for _ in range(2):
             assert set(kernel_times.kernel_times((64, 32), torch.float32, ("plain", "onednn"), (1,))) == {"plain"}
 
+    def test_times_that_others_disturbed_serve_this_process_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """But for the standard weight's, by which all processes decide the same dtype."""
+        monkeypatch.setattr(kernel_race, "ALONE", math.inf)
+        measured = kernel_times.kernel_times((64, 32), torch.float32, ("plain", "onednn"), (1, 8))
+        assert set(measured["plain"]) == {1, 8}
+        file = cache_folder() / "kernels.json"
+        assert not file.exists()
+        kernel_times.kernel_times(kernel_times.STANDARD, torch.float32, ("plain",), (1,))
+        assert list(json.loads(file.read_text())[kernel_times._processor()]["times"]) == [
+            kernel_times.name_of(kernel_times.STANDARD_NAME, torch.float32)
+        ]
+        monkeypatch.setattr(kernel_times, "is_busy", lambda: True)
+        monkeypatch.setattr(kernel_times, "host_bandwidth", lambda: 7e9)
+        assert kernel_times.read_bandwidth() == kernel_times.known_bandwidth() == 7.0
+        assert "read_gb_s" not in file.read_text()
+        monkeypatch.setattr(kernel_times, "measure_products", lambda *_: pytest.fail("measured again"))
+        assert kernel_times.kernel_times((64, 32), torch.float32, ("plain", "onednn"), (1, 8)) == measured
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_once_the_time_is_over_the_rest_is_not_measured(
+        self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+    ) -> None:
+        monkeypatch.setattr(kernel_times, "has_bfloat16", lambda: True)
+        monkeypatch.setattr(kernel_race.clock, "left", 1e-9)
+        monkeypatch.setattr("qvl.backends.local.model.linear.SMALL", 1)
+        assert kernel_times.kernel_times((64, 32), dtype, ("plain", "onednn")) == {}
+        monkeypatch.setattr(kernel_times, "measure_products", lambda *_: pytest.fail("went on"))
+        weight, bias = weights(dtype=dtype)
+        plan = LinearPlan(threads=1)
+        linear = plan.linear(weight, bias, name="head")
+        assert (
+            error(linear(rows(3).to(dtype)), torch.nn.functional.linear(rows(3), weight.float(), bias.float())) < 0.01
+        )
+        assert "GB/s" not in plan.describe()
+        assert kernel_times.faster_dtype() == "bfloat16"
+        assert kernel_times.known_dtype() is None, "the next process measures"
+        assert not (cache_folder() / "kernels.json").exists()
+
+    def test_a_measurement_without_memory_does_not_stop_the_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def measure(*_: object) -> Times:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+        monkeypatch.setattr(kernel_times, "measure_products", measure)
+        assert kernel_times.kernel_times((64, 32), torch.float32, ("plain",)) == {}
+
+    def test_what_another_process_wrote_meanwhile_stays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def measure(size: object, dtype: object, names: tuple[str, ...], counts: tuple[int, ...]) -> Times:
+            return {name: dict.fromkeys(counts, 1.0) for name in names}
+
+        monkeypatch.setattr(kernel_times, "measure_products", measure)
+        kernel_times.kernel_times((64, 32), torch.float32, ("plain",), (1,))
+        # The other one began when there was no file.
+        mine, _ = kernel_times._memo, monkeypatch.setattr(kernel_times, "_memo", {kernel_times._processor(): {}})
+        kernel_times.kernel_times((96, 32), torch.float32, ("plain",), (1,))
+        written = json.loads((cache_folder() / "kernels.json").read_text())[kernel_times._processor()]["times"]
+        assert {name.split()[0] for name in written} == {"64x32", "96x32"}
+        assert "96x32" not in str(mine)
+
     def test_auto_is_the_dtype_whose_kernels_are_faster(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kernel_times, "has_bfloat16", lambda: True)
         # A difference as small as noise decides nothing: two processes must agree.
@@ -305,6 +368,7 @@ def test_small_weights_in_8_bits_are_not_measured(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_nothing_measured")
 def test_a_large_weight_has_measured_kernels_and_says_so() -> None:
     plan = LinearPlan()
     weight = weights(2048, SMALL // 2048)[0]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +14,10 @@ import torch
 
 from qvl.backends.local.model import cpu, kernel_times, linear, thread_times
 from qvl.backends.local.model.cpu import Processors, processors
+from qvl.backends.local.model.kernel_race import clock
 from qvl.backends.local.model.kernel_times import STANDARD_ROWS, Times
 from qvl.backends.local.model.thread_times import choose_threads, fastest_count
+from qvl.config import cache_folder
 
 if TYPE_CHECKING:
     from qvl.types import ChatRequest
@@ -29,10 +33,17 @@ def _two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(2)
     for name in thread_times.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(kernel_times, "_memo", {})
+    as_new(monkeypatch)
     monkeypatch.setattr(thread_times, "is_busy", lambda: False)
     yield
     torch.set_num_threads(before)
+
+
+def as_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a new process: what an earlier one wrote is all that is known."""
+    monkeypatch.setattr(kernel_times, "_memo", {})
+    monkeypatch.setattr(kernel_times, "_passing", {})
+    monkeypatch.setattr(thread_times, "_decided", threading.Event())
 
 
 def system(folder: Path, siblings: dict[int, str], files: dict[str, str] | None = None) -> Path:
@@ -131,14 +142,19 @@ def test_the_fastest_number_is_taken_and_kept_for_the_next_process(monkeypatch: 
     seen = measured(monkeypatch, TWO, {2: 3.0, 1: 2.0})
     assert choose() == torch.get_num_threads() == 1
     assert seen == [2, 1]
+    # Another model of this process finds it decided.
+    seen.clear()
+    assert choose_threads((2048, 4096), torch.float32, ("plain",)) == 1
+    assert seen == []
     torch.set_num_threads(2)
-    monkeypatch.setattr(kernel_times, "_memo", {})
+    as_new(monkeypatch)
     # Kept, so it does not matter that the machine is busy now.
     monkeypatch.setattr(thread_times, "is_busy", lambda: True)
     assert choose() == torch.get_num_threads() == 1
-    assert seen == [2, 1]
+    assert seen == []
     # A container with a quota has other candidates.
     torch.set_num_threads(2)
+    as_new(monkeypatch)
     measured(monkeypatch, Processors(2, 2, 1), {})
     assert choose() == torch.get_num_threads() == 1
 
@@ -160,6 +176,15 @@ def test_a_busy_machine_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(thread_times, "is_busy", lambda: True)
     assert choose() == torch.get_num_threads() == 2
     assert seen == []
+    # Others that came while it was measured leave no trace.
+    as_new(monkeypatch)
+    seen = measured(monkeypatch, TWO, {2: 3.0, 1: 2.0})
+    monkeypatch.setattr(thread_times, "is_busy", lambda: False)
+    monkeypatch.setattr(clock, "disturbed", True)
+    monkeypatch.setattr(clock, "bounded", nullcontext)
+    assert choose() == torch.get_num_threads() == 2
+    assert seen == [2, 1]
+    assert not (cache_folder() / "kernels.json").exists()
     load = {"now": 1.9}
     monkeypatch.setattr("os.getloadavg", lambda: (load["now"], 0.0, 0.0))
     monkeypatch.setattr("os.cpu_count", lambda: 4)
@@ -174,6 +199,7 @@ def test_a_number_that_was_asked_for_stays(monkeypatch: pytest.MonkeyPatch, vari
     torch.set_num_threads(7)
     assert choose() == torch.get_num_threads() == 7, "no number that torch takes by itself here"
     torch.set_num_threads(2)
+    as_new(monkeypatch)
     monkeypatch.setenv(variable, "2")
     assert choose() == torch.get_num_threads() == 2
     assert seen == []

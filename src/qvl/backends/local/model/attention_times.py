@@ -8,7 +8,8 @@ from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from qvl.backends.local.model.attention_kernels import DECODE_ATTENTION, PROMPT_ATTENTION
-from qvl.backends.local.model.kernel_times import ATTENTION, ROWS, Times, by_rows, kept_times, known_times, race
+from qvl.backends.local.model.kernel_race import race
+from qvl.backends.local.model.kernel_times import ATTENTION, ROWS, Times, by_rows, kept_times, known_times
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

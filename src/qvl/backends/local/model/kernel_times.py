@@ -7,18 +7,19 @@ import math
 import os
 import re
 import threading
-import time
 from bisect import bisect_left
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypedDict
 
 from qvl.backends.local.model.attention_kernels import DECODE_ATTENTION, PROMPT_ATTENTION
 from qvl.backends.local.model.bandwidth import host_bandwidth
-from qvl.backends.local.model.cpu import cpu_name, has_bfloat16
+from qvl.backends.local.model.cpu import cpu_name, has_bfloat16, is_busy
+from qvl.backends.local.model.kernel_race import RACE_S, clock, race
 from qvl.backends.local.model.linear_kernels import INT8_KERNELS, KERNELS
 from qvl.config import cache_folder
+from qvl.errors import first_line
 from qvl.log import logger
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from qvl.backends.local.model.linear_kernels import LinearKernel
     from qvl.types import JsonObject
 
 log = logger(__name__)
@@ -39,15 +41,9 @@ LARGEST: Final = 12 << 20
 WORKING_SET: Final = 96 << 20
 # From so many rows on, computing and not memory is the limit, and fewer weights are enough.
 COMPUTE_BOUND: Final = 64
-ROUNDS: Final = 5
-MOST_ROUNDS: Final = 20
-# Seconds for one number of rows, after the first ROUNDS.
-RACE_S: Final = 0.05
-# A kernel that takes so many times the best one's time after the first TRIALS is not timed again.
-HOPELESS: Final = 1.6
-TRIALS: Final = 3
 # The weight by which "auto" chooses between float32 and bfloat16, and the rows.
 STANDARD: Final = (1024, 2048)
+STANDARD_NAME: Final = f"{STANDARD[0]}x{STANDARD[1]}"
 # How many times as long as float32 bfloat16 must take, in the geometric mean, for "auto" to be float32.
 CLEARLY: Final = 1.15
 STANDARD_ROWS: Final = (1, 8, 32, 256)
@@ -64,7 +60,6 @@ LARGEST_FILE: Final = 4 << 20
 LEAST: Final = 1e-6
 MOST: Final = 1e6
 
-Kernel = TypeVar("Kernel", bound="Callable[[torch.Tensor], torch.Tensor]")
 Times: TypeAlias = dict[str, dict[int, float]]
 """Milliseconds by number of rows, by the kernel's name."""
 
@@ -79,6 +74,8 @@ class _Processor(TypedDict, total=False):
 
 _lock = threading.RLock()
 _memo: dict[str, _Processor] = {}
+# What was measured while others had the processor: for this process alone.
+_passing: _Processor = {}
 
 
 def kernel_times(shape: tuple[int, int], dtype: torch.dtype, names: Sequence[str], rows: Sequence[int] = ROWS) -> Times:
@@ -107,23 +104,35 @@ def kept_times(
 ) -> Times:
     """Return the milliseconds of each of `names` that works here, at each of `rows`, measured if they never were.
 
-    `what` names what is computed in the file.
+    `what` names what is computed in the file. Once this process has measured for MOST_SECONDS, what was not measured is
+    left out. Times that were disturbed are not kept, but for those of the standard weight: all processes must agree on
+    the dtype that they decide.
     """
-    key = name_of(what, dtype)
+    key, needed = name_of(what, dtype), set(map(str, rows))
     with _lock:
-        times = _known().setdefault("times", {}).setdefault(key, {})
+        known = _known().setdefault("times", {})
+        times = {**_passing.get("times", {}).get(key, {}), **known.get(key, {})}
         # A kernel that does not work here has no times, and is not tried again.
-        new = [
-            name
-            for name in names
-            if name not in times or (times[name] and not times[name].keys() >= set(map(str, rows)))
-        ]
-        if new:
+        new = any(name not in times or (times[name] and not times[name].keys() >= needed) for name in names)
+        if new and clock.left > 0:
             log.info("measuring_kernels", what=key, kernels=",".join(names))
-            for name, measured in measure(names, rows).items():
-                times[name] = times.get(name, {}) | {str(count): ms for count, ms in measured.items()}
-            _write()
-        return {name: {int(count): ms for count, ms in times[name].items()} for name in names if times[name]}
+            try:
+                with clock.bounded():
+                    measured = measure(names, rows)
+            except (TimeoutError, MemoryError, RuntimeError) as exc:
+                # Nor is there time, or memory, for the others.
+                clock.left = 0.0
+                log.info("measuring_kernels_stopped", what=key, reason=first_line(exc))
+            else:
+                passes = clock.disturbed and what != STANDARD_NAME
+                of = (_passing.setdefault("times", {}) if passes else known).setdefault(key, {})
+                for name in names:
+                    every = times.get(name, {}) | {str(count): ms for count, ms in measured.get(name, {}).items()}
+                    of[name] = times[name] = every if every.keys() >= needed else {}
+                if not passes:
+                    _write()
+        whole = [name for name in names if needed <= times.get(name, {}).keys()]
+        return {name: {int(count): ms for count, ms in times[name].items()} for name in whole}
 
 
 def standard_times(dtype: torch.dtype, names: Sequence[str]) -> Times:
@@ -136,11 +145,15 @@ def standard_times(dtype: torch.dtype, names: Sequence[str]) -> Times:
 def read_bandwidth() -> float:
     """Return the GB/s at which this machine reads memory."""
     with _lock:
-        known = _known()
-        if "read_gb_s" not in known:
-            known["read_gb_s"] = round(host_bandwidth() / 1e9, 1)
-            _write()
-        return known["read_gb_s"]
+        found = known_bandwidth()
+        if found is None:
+            found = round(host_bandwidth() / 1e9, 1)
+            if is_busy():
+                _passing["read_gb_s"] = found
+            else:
+                _known()["read_gb_s"] = found
+                _write()
+        return found
 
 
 def faster_dtype() -> str:
@@ -160,6 +173,8 @@ def faster_dtype() -> str:
             costs = {}
             for dtype in (torch.bfloat16, torch.float32):
                 times = kernel_times(STANDARD, dtype, tuple(KERNELS), STANDARD_ROWS).values()
+                if not times:
+                    return "bfloat16"
                 costs[dtype] = sum(math.log(min(of[count] for of in times)) for count in STANDARD_ROWS)
             saved = (costs[torch.bfloat16] - costs[torch.float32]) / len(STANDARD_ROWS)
             measured: Literal["float32", "bfloat16"] = "float32" if saved > math.log(CLEARLY) else "bfloat16"
@@ -180,7 +195,7 @@ def known_dtype() -> str | None:
 def known_bandwidth() -> float | None:
     """Return what `read_bandwidth` measured here before, or None; without torch."""
     with _lock:
-        return _known().get("read_gb_s")
+        return _known().get("read_gb_s", _passing.get("read_gb_s"))
 
 
 def known_times(form: str = WEIGHT) -> dict[str, Times]:
@@ -215,54 +230,21 @@ def measure_products(size: tuple[int, int], dtype: torch.dtype, names: Sequence[
     dice = torch.Generator().manual_seed(0)
     times: Times = {name: {} for name in names}
     with torch.inference_mode():
-        weights = [(torch.randn(size, generator=dice) * 0.02).half().to(dtype) for _ in range(copies)]
+        some = (torch.randn(size, generator=dice) * 0.02).half().to(dtype)
+        weights = [some.clone() for _ in range(copies)]
         codes = [quantise(weight) for weight in weights] if any(name in INT8_KERNELS for name in names) else []
-        packed = {
-            name: [pack(name, weight, None) for weight in (codes if name in INT8_KERNELS else weights)]
-            for name in names
-        }
-        usable = {name: [kernel for kernel in kernels if kernel is not None] for name, kernels in packed.items()}
-        usable = {name: kernels for name, kernels in usable.items() if kernels}
+        usable: dict[str, list[LinearKernel]] = {}
+        for name in names:
+            for weight in codes if name in INT8_KERNELS else weights:
+                clock.go_on()
+                if (kernel := pack(name, weight, None)) is not None:
+                    usable.setdefault(name, []).append(kernel)
         for count in rows:
             x = torch.randn((count, size[1]), generator=dice).to(dtype)
             seconds = 0.0 if quick else RACE_S
             for name, ms in race(usable, x, 2 if count >= COMPUTE_BOUND else copies, seconds).items():
                 times[name][count] = ms
     return times
-
-
-def race(kernels: dict[str, list[Kernel]], x: torch.Tensor, copies: int, seconds: float = RACE_S) -> dict[str, float]:
-    """Return the least milliseconds of each kernel for one call with x, of the first `copies` of it in turn.
-
-    One that fails drops out of `kernels`. It takes `seconds`, or longer for ROUNDS.
-    """
-
-    def turn(of: list[Kernel]) -> float:
-        return _seconds(lambda: [kernel(x) for kernel in of[:copies]]) / min(copies, len(of)) * 1e3
-
-    best: dict[str, float] = {}
-    for name in list(kernels):
-        try:
-            kernels[name][0](x)
-            best[name] = turn(kernels[name])
-        except (RuntimeError, NotImplementedError, AttributeError):
-            del kernels[name]
-    # In turns, so that what else the machine does meets all alike.
-    end = time.perf_counter() + seconds
-    rounds = 1
-    while rounds < ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() < end):
-        rounds += 1
-        for name, of in kernels.items():
-            if rounds <= TRIALS or best[name] < HOPELESS * min(best.values()):
-                best[name] = min(best[name], turn(of))
-    return {name: round(ms, 5) for name, ms in best.items()}
-
-
-def _seconds(work: object) -> float:
-    assert callable(work)
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def timed_shape(shape: tuple[int, int]) -> tuple[int, int]:
@@ -339,13 +321,18 @@ def _positive(value: object) -> bool:
 
 
 def _write() -> None:
+    """Add what is known to the file, in which other processes may have written meanwhile."""
     path = _path()
+    saved = _read(path)
+    for name, known in _memo.items():
+        other = saved.get(name, _Processor())
+        saved[name] = {**other, **known, "times": {**other.get("times", {}), **known.get("times", {})}}
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     # Where nothing can be written, every process measures for itself.
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            draft.write_text(json.dumps(_memo, indent=1), encoding="utf-8")
+            draft.write_text(json.dumps(saved, indent=1), encoding="utf-8")
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)

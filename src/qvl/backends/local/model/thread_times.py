@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import partial
 from statistics import geometric_mean
 from typing import TYPE_CHECKING, Final
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 WORTH: Final = 0.1
 VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
+_lock = threading.Lock()
+# Once for all models of a process: threads that have computed keep the number they began with.
+_decided = threading.Event()
+
 
 def choose_threads(shape: tuple[int, int], dtype: torch.dtype, names: Sequence[str]) -> int:
     """Have torch compute with the number of threads that is fastest here; return it. Blocking, as `kernel_times`.
@@ -35,22 +40,33 @@ def choose_threads(shape: tuple[int, int], dtype: torch.dtype, names: Sequence[s
     The candidates are all processors, one a physical core and half of these, timed with a weight of the model and the
     kernels `names`. A container's quota bounds them without a measurement: bursts as short as one pass it. While the
     machine is busy nothing is measured, since what others leave says nothing of the processor. What OMP_NUM_THREADS,
-    MKL_NUM_THREADS or `torch.set_num_threads` said before stays.
+    MKL_NUM_THREADS or `torch.set_num_threads` said before stays. The first model of a process decides for all.
     """
     import torch
 
-    here, own = processors(), torch.get_num_threads()
+    with _lock:
+        own = torch.get_num_threads()
+        if _decided.is_set():
+            return own
+        chosen = _chosen(own, shape, dtype, names)
+        torch.set_num_threads(chosen)
+        _decided.set()
+        return chosen
+
+
+def _chosen(own: int, shape: tuple[int, int], dtype: torch.dtype, names: Sequence[str]) -> int:
+    here = processors()
     if any(os.environ.get(name) for name in VARIABLES) or own not in (here.threads, here.cores):
         return own
-    usual, counts = min(own, here.limit), here.thread_counts()
+    usual, counts = min(own, here.limit), tuple(map(str, here.thread_counts()))
     size = timed_shape(shape)
     what = f"threads {size[0]}x{size[1]}"
-    times: Times = {}
-    if len(counts) > 1 and (name_of(what, dtype) in known_times(THREAD_COUNTS) or not is_busy()):
-        times = kept_times(what, dtype, tuple(map(str, counts)), STANDARD_ROWS, partial(_measure, size, dtype, names))
-    chosen = fastest_count(times, usual)
-    torch.set_num_threads(chosen)
-    return chosen
+    name = name_of(what, dtype)
+    if len(counts) > 1 and (name in known_times(THREAD_COUNTS) or not is_busy()):
+        kept_times(what, dtype, counts, STANDARD_ROWS, partial(_measure, size, dtype, names))
+    # Without those that were disturbed.
+    kept = known_times(THREAD_COUNTS).get(name, {})
+    return fastest_count({count: kept[count] for count in counts if count in kept}, usual)
 
 
 def fastest_count(times: Times, usual: int) -> int:
