@@ -85,6 +85,19 @@ PAIRS = {0: "0,4\n", 1: "1,5\n", 2: "2,6\n", 3: "3,7\n", 4: "0,4\n", 5: "1,5\n",
             (2, 2, 2),
             (2, 1),
         ),
+        # A service, of a slice that has less; what a cgroup outside of the folder has is none of ours.
+        (
+            set(range(8)),
+            PAIRS,
+            {
+                "proc": "0::/our.slice/our.service\n",
+                "fs/cgroup/our.slice/our.service/cpu.max": "600000 100000\n",
+                "fs/cgroup/our.slice/cpu.max": "500000 100000\n",
+                "fs/cpu.max": "100000 100000\n",
+            },
+            (8, 4, 5),
+            (5, 4, 2),
+        ),
         # Nothing is told, or nothing that makes sense.
         ({3}, {}, {}, (1, 1, 1), (1,)),
         ({0, 1}, {}, {"fs/cgroup/cpu.max": "lots\n"}, (2, 2, 2), (2, 1)),
@@ -101,7 +114,7 @@ def test_the_candidates_are_all_processors_one_a_core_and_half_within_the_quota(
     counts: tuple[int, ...],
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: allowed, raising=False)
-    here = processors(system(tmp_path, siblings, files))
+    here = processors(system(tmp_path, siblings, files), tmp_path / "proc")
     assert here == found
     assert here.thread_counts() == counts
 

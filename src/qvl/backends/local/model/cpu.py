@@ -46,7 +46,7 @@ class Processors(NamedTuple):
     Args:
         threads: hardware threads.
         cores: the physical cores they belong to; a virtual machine may tell each hardware thread as a core.
-        limit: how many of them the cgroup's quota pays for, or all without one.
+        limit: how many of them the quotas of the process' cgroups pay for, or all without one.
     """
 
     threads: int
@@ -59,21 +59,27 @@ class Processors(NamedTuple):
         return tuple(sorted({min(count, self.limit) for count in counts}, reverse=True))
 
 
-def processors(system: Path = Path("/sys")) -> Processors:
-    """Return the processors within the process' affinity and its container's quota; `system` has Linux' files."""
+def processors(system: Path = Path("/sys"), groups: Path = Path("/proc/self/cgroup")) -> Processors:
+    """Return the processors within the process' affinity and the quotas of its cgroups: a container's, a service's.
+
+    `system` and `groups` are Linux' files.
+    """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
     for number in allowed:
         siblings = system / f"devices/system/cpu/cpu{number}/topology/thread_siblings_list"
         cores.add(_first_line(siblings) or str(number))
-    quota = _first_line(system / "fs/cgroup/cpu.max").split()
-    if not quota:
-        # The first version of cgroups.
-        quota = [_first_line(system / f"fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]
+    # In a container its own cgroup is the root; elsewhere the second version's line "0::/path" names it.
+    own = system / "fs/cgroup" / _first_line(groups).partition("0::/")[2]
+    folders = [own, *own.parents][: len(own.parts) - len(system.parts) - 1]
+    quotas = [_first_line(folder / "cpu.max").split() for folder in folders]
+    # The first version of cgroups.
+    quotas.append([_first_line(system / f"fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period")])
     limit = len(allowed)
-    with suppress(ValueError, ZeroDivisionError):
-        spent, period = map(int, quota)
-        limit = min(limit, ceil(spent / period)) if spent > 0 else limit
+    for quota in quotas:
+        with suppress(ValueError, ZeroDivisionError):
+            spent, period = map(int, quota)
+            limit = min(limit, ceil(spent / period)) if spent > 0 else limit
     return Processors(len(allowed), len(cores), limit)
 
 

@@ -19,8 +19,9 @@ RACE_S: Final = 0.05
 # A kernel that takes so many times the best one's time after the first TRIALS is not timed again.
 HOPELESS: Final = 1.6
 TRIALS: Final = 3
-# Seconds that a process measures, all in all.
+# Seconds that a process measures, all in all; and how many may be left once what it finds is not worth keeping.
 MOST_SECONDS: Final = 30.0
+DISTURBED_SECONDS: Final = 5.0
 # Share of a call's time for which its thread must have had a processor: else others had it.
 ALONE: Final = 0.9
 

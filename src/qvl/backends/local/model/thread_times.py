@@ -38,9 +38,10 @@ def choose_threads(shape: tuple[int, int], dtype: torch.dtype, names: Sequence[s
     """Have torch compute with the number of threads that is fastest here; return it. Blocking, as `kernel_times`.
 
     The candidates are all processors, one a physical core and half of these, timed with a weight of the model and the
-    kernels `names`. A container's quota bounds them without a measurement: bursts as short as one pass it. While the
-    machine is busy nothing is measured, since what others leave says nothing of the processor. What OMP_NUM_THREADS,
-    MKL_NUM_THREADS or `torch.set_num_threads` said before stays. The first model of a process decides for all.
+    kernels `names`. The quota of a container or service bounds them without a measurement: bursts as short as one pass
+    it. While the machine is busy nothing is measured, since what others leave says nothing of the processor. What
+    OMP_NUM_THREADS, MKL_NUM_THREADS or `torch.set_num_threads` said before stays. The first model of a process decides
+    for all.
     """
     import torch
 
