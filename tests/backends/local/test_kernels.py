@@ -277,6 +277,25 @@ class TestKeptTimes:
         monkeypatch.setattr(kernel_times, "measure_products", lambda *_: pytest.fail("measured again"))
         assert kernel_times.kernel_times((64, 32), torch.float32, ("plain", "onednn"), (1, 8)) == measured
 
+    def test_disturbed_times_stand_before_kept_ones_of_fewer_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+
+        def measure(size: object, dtype: object, names: tuple[str, ...], counts: tuple[int, ...]) -> Times:
+            kernel_race.clock.disturbed = len(asked) == 1
+            asked.append(counts)
+            return {name: dict.fromkeys(counts, float(len(asked))) for name in names}
+
+        def times(*counts: int) -> dict[int, float]:
+            return kernel_times.kernel_times((64, 32), torch.float32, ("plain",), counts)["plain"]
+
+        monkeypatch.setattr(kernel_times, "measure_products", measure)
+        assert times(256) == {256: 1.0}
+        assert times(1, 256) == times(1, 256) == {1: 2.0, 256: 2.0}
+        assert times(1, 8, 256) == times(1, 8, 256) == {1: 3.0, 8: 3.0, 256: 3.0}
+        assert asked == [(256,), (1, 256), (1, 8, 256)]
+        (kept,) = json.loads((cache_folder() / "kernels.json").read_text())[kernel_times._processor()]["times"].values()
+        assert kept == {"plain": {"256": 3.0, "1": 3.0, "8": 3.0}}
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_once_the_time_is_over_the_rest_is_not_measured(
         self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype

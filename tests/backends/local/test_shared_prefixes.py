@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from qvl.backends.local.backend import LocalBackend
+from qvl.backends.local.model import attention_kernels
 from qvl.backends.local.model.shared_rows import add_shared, attention_with_sums, can_share
 from qvl.types import ResponseFormat, Result
 from tests.backends.local.reference import clear
@@ -213,18 +214,23 @@ def test_where_each_token_is_computed_as_if_alone_prefixes_are_copied(opened: Op
     freed(backend)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_to_parts_is_attention_to_the_whole(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "widens"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)])
+def test_attention_to_parts_is_attention_to_the_whole(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, widens: bool
+) -> None:
+    monkeypatch.setattr(attention_kernels, "MANY", 1)
     assert can_share(torch.device("cpu"), dtype)
     dice = torch.Generator().manual_seed(2)
     query = torch.randn((7, 6, 16), generator=dice).to(dtype)
     key, value = (torch.randn((2, 50, 16), generator=dice).to(dtype) for _ in range(2))
     whole = F.scaled_dot_product_attention(query.transpose(0, 1)[None], key[None], value[None], enable_gqa=True)
-    own, sums = attention_with_sums(query.transpose(0, 1)[None], key[None, :, 40:], value[None, :, 40:])
+    parts = query.transpose(0, 1)[None], key[None, :, 40:], value[None, :, 40:]
+    own, sums = attention_with_sums(*parts, widens=widens)
+    assert own.dtype is dtype
     out, sums = own[0].transpose(0, 1).reshape(7, -1), sums[0].t().contiguous()
-    add_shared(out, sums, query, key[:, :25], value[:, :25], slice(0, 7))
+    add_shared(out, sums, query, key[:, :25], value[:, :25], slice(0, 7), widens=widens)
     for where in (torch.tensor([0, 3, 4]), torch.tensor([1, 2, 5, 6])):
-        add_shared(out, sums, query, key[:, 25:40], value[:, 25:40], where)
+        add_shared(out, sums, query, key[:, 25:40], value[:, 25:40], where, widens=widens)
     close = {"atol": 2e-6, "rtol": 2e-6} if dtype is torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
     torch.testing.assert_close(out, whole[0].transpose(0, 1).reshape(7, -1), **close)
     scores = (query.float().transpose(0, 1) @ key.float().repeat_interleave(3, 0).transpose(1, 2)) / 4

@@ -110,8 +110,8 @@ def kept_times(
     """
     key, needed = name_of(what, dtype), set(map(str, rows))
     with _lock:
-        known = _known().setdefault("times", {})
-        times = {**_passing.get("times", {}).get(key, {}), **known.get(key, {})}
+        known, passing = (of.setdefault("times", {}).setdefault(key, {}) for of in (_known(), _passing))
+        times = {**known, **passing}
         # A kernel that does not work here has no times, and is not tried again.
         new = any(name not in times or (times[name] and not times[name].keys() >= needed) for name in names)
         if new and clock.left > 0:
@@ -125,10 +125,11 @@ def kept_times(
                 log.info("measuring_kernels_stopped", what=key, reason=first_line(exc))
             else:
                 passes = clock.disturbed and what != STANDARD_NAME
-                of = (_passing.setdefault("times", {}) if passes else known).setdefault(key, {})
+                of = passing if passes else known
                 for name in names:
-                    every = times.get(name, {}) | {str(count): ms for count, ms in measured.get(name, {}).items()}
-                    of[name] = times[name] = every if every.keys() >= needed else {}
+                    found = {str(count): ms for count, ms in measured.get(name, {}).items()}
+                    passing.pop(name, None)
+                    of[name] = times[name] = of.get(name, {}) | found if found.keys() >= needed else {}
                 if passes:
                     clock.left = min(clock.left, DISTURBED_SECONDS)
                 else:
@@ -328,7 +329,8 @@ def _write() -> None:
     saved = _read(path)
     for name, known in _memo.items():
         other = saved.get(name, _Processor())
-        saved[name] = {**other, **known, "times": {**other.get("times", {}), **known.get("times", {})}}
+        times = {what: of for what, of in known.get("times", {}).items() if of}
+        saved[name] = {**other, **known, "times": {**other.get("times", {}), **times}}
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     # Where nothing can be written, every process measures for itself.
     with suppress(OSError):
