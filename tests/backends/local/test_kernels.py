@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -276,6 +277,15 @@ class TestKeptTimes:
         assert "read_gb_s" not in file.read_text()
         monkeypatch.setattr(kernel_times, "measure_products", lambda *_: pytest.fail("measured again"))
         assert kernel_times.kernel_times((64, 32), torch.float32, ("plain", "onednn"), (1, 8)) == measured
+
+    def test_where_others_take_the_processor_the_time_that_a_kernel_had_it_counts(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kernel_race, "ALONE", 0.9)
+        # Nothing runs while a thread sleeps, as while others do.
+        took, alone = kernel_race.Clock().time(lambda: time.sleep(0.2))
+        assert not alone
+        assert took < 0.1
 
     def test_disturbed_times_stand_before_kept_ones_of_fewer_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = []
