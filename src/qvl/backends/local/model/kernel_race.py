@@ -74,10 +74,10 @@ class Clock:
 clock = Clock()
 
 
-def race(kernels: dict[str, list[Kernel]], x: torch.Tensor, copies: int, seconds: float = RACE_S) -> dict[str, float]:
+def race(kernels: dict[str, list[Kernel]], x: torch.Tensor, copies: int) -> dict[str, float]:
     """Return the least milliseconds of each kernel for one call with x, of the first `copies` of it in turn.
 
-    One that fails drops out of `kernels`. It takes `seconds`, or longer for ROUNDS.
+    One that fails drops out of `kernels`. It takes RACE_S, or longer for ROUNDS.
     """
     best: dict[str, float] = {}
     alone: set[str] = set()
@@ -99,7 +99,7 @@ def race(kernels: dict[str, list[Kernel]], x: torch.Tensor, copies: int, seconds
         except (RuntimeError, NotImplementedError, AttributeError):
             del kernels[name]
     # In turns, so that what else the machine does meets all alike.
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + RACE_S
     rounds = 1
     while rounds < ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() < end):
         rounds += 1

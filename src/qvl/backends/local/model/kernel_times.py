@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypedDict
 from qvl.backends.local.model.attention_kernels import DECODE_ATTENTION, PROMPT_ATTENTION
 from qvl.backends.local.model.bandwidth import host_bandwidth
 from qvl.backends.local.model.cpu import cpu_name, has_bfloat16, is_busy
-from qvl.backends.local.model.kernel_race import DISTURBED_SECONDS, RACE_S, clock, race
+from qvl.backends.local.model.kernel_race import DISTURBED_SECONDS, clock, race
 from qvl.backends.local.model.linear_kernels import INT8_KERNELS, KERNELS
 from qvl.config import cache_folder
 from qvl.errors import first_line
@@ -228,8 +228,7 @@ def measure_products(size: tuple[int, int], dtype: torch.dtype, names: Sequence[
     from qvl.backends.local.model.int8_store import quantise
     from qvl.backends.local.model.linear_kernels import pack
 
-    quick = size == STANDARD
-    copies = min(4 if quick else 8, max(1, WORKING_SET // (size[0] * size[1] * dtype.itemsize)))
+    copies = min(4 if size == STANDARD else 8, max(1, WORKING_SET // (size[0] * size[1] * dtype.itemsize)))
     dice = torch.Generator().manual_seed(0)
     times: Times = {name: {} for name in names}
     with torch.inference_mode():
@@ -244,8 +243,7 @@ def measure_products(size: tuple[int, int], dtype: torch.dtype, names: Sequence[
                     usable.setdefault(name, []).append(kernel)
         for count in rows:
             x = torch.randn((count, size[1]), generator=dice).to(dtype)
-            seconds = 0.0 if quick else RACE_S
-            for name, ms in race(usable, x, 2 if count >= COMPUTE_BOUND else copies, seconds).items():
+            for name, ms in race(usable, x, 2 if count >= COMPUTE_BOUND else copies).items():
                 times[name][count] = ms
     return times
 
