@@ -130,6 +130,7 @@ def test_decode_steps_take_the_way_that_was_fastest(
     assert called[2:] == [winner]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("winner", PROMPT_ATTENTION)
 def test_prompts_in_bfloat16_pass_in_float32_where_that_was_faster(
     monkeypatch: pytest.MonkeyPatch, wins: Callable[[str], None], winner: str

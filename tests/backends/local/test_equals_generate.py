@@ -95,6 +95,7 @@ def test_100_mixed_requests_on_a_random_model(
     check(random_reference, answer_all(backend, wanted), expected)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts(opened: Opener, tmp_path: Path, mixed_300: list[ChatRequest]) -> None:
     folder = random_mixture(tmp_path / "mixture")
     reference = Reference(folder)

@@ -420,6 +420,7 @@ def test_the_processor_is_read_from_its_own_description(monkeypatch: pytest.Monk
     assert not cpu.has_vnni()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_greedy_texts_are_the_same_with_every_kernel(
     opened: Opener, bundled_reference: Reference, mixed_300: list[ChatRequest], kernel: str
@@ -430,6 +431,7 @@ def test_greedy_texts_are_the_same_with_every_kernel(
     check(bundled_reference, answer_all(backend, wanted), [bundled_reference.generate(request) for request in wanted])
 
 
+@pytest.mark.slow
 def test_8_bits_leave_the_bundled_models_answers_as_they_are(
     opened: Opener, bundled_reference: Reference, mixed_300: list[ChatRequest]
 ) -> None:
