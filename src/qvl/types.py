@@ -30,7 +30,7 @@ Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "abort"]
 CacheState: TypeAlias = Literal["hit", "miss", "coalesced", "bypass"]
 ROLES: Final = ("system", "user", "assistant", "tool")
-EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh")
+EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 PROMPT_FIELDS: Final[tuple[tuple[str, object], ...]] = (
     ("chat_template_kwargs", {}),
     ("add_generation_prompt", True),
@@ -181,9 +181,9 @@ class ChatRequest(_Shown):
 
     `chat_template_kwargs` are variables of the model's chat template, `add_generation_prompt` False leaves out the
     opening of the answer's turn, and `continue_final_message` has the answer go on where the last message ends.
-    `reasoning_effort` is "none", "minimal", "low", "medium", "high" or "xhigh". `prompt` is text or token ids that the
-    answer continues as they stand, in place of the messages. Of waiting requests the one with the least `priority`
-    comes first. `prefill` are token ids with which the answer has begun; it goes on behind them. `adapter` names one of
+    `reasoning_effort` is "none", "minimal", "low", "medium", "high", "xhigh" or "max". `prompt` is text or token ids
+    that the answer continues as they stand, in place of the messages. Of waiting requests the one with the least
+    `priority` comes first. `prefill` are token ids with which the answer has begun; it goes on behind them. `adapter` names one of
     the backend's LoRA adapters.
     """
 

@@ -56,8 +56,10 @@ video part say which frames of videos are shown |
 frames are chosen here. The rest goes to an endpoint as it is |
 | `cache_salt` | keeps answers apart; prefixes and picture features too, in `local` and `vllm`, and at \
 endpoints that know it |
-| `request_id` | a part of the answer's id, and its `X-Request-Id` |
+| `request_id` | the answer's `X-Request-Id`; a part of the id of chats and completions, whose ids nothing is found by |
 | `include_reasoning` | false leaves the reasoning out of the answer, not out of the count of tokens |
+| `return_token_ids`, `prompt_logprobs` | refused by `/v1/responses` and `/v1/messages`, whose answers have no place \
+for them; `/v1/messages` refuses `logprob_token_ids` too |
 | `echo` | of a chat: the last message comes first; of `/v1/completions`: the prompt, with its \
 logprobs where they are asked for, of a backend that has `prompt` |
 | several prompts, with `stream` too | each is a request of its own |

@@ -184,6 +184,25 @@ def test_thoughts_can_be_left_out(thinker: Running) -> None:
     assert answer.content[0].signature
 
 
+def test_reasoning_that_is_not_wanted_is_in_no_block(thinker: Running) -> None:
+    body = asked("what", include_reasoning=False)
+    whole = thinker.post(PATH, body).json()
+    assert [block["type"] for block in whole["content"]] == ["text"]
+    streamed = thinker.post(PATH, {**body, "stream": True}).text
+    assert "thinking_delta" not in streamed
+    assert "signature" not in streamed
+    assert '"text":"it is red"' in streamed
+    assert streamed.count("event: content_block_start") == 1
+    assert '"index":0' in streamed
+
+
+@pytest.mark.parametrize("path", [PATH, f"{PATH}/count_tokens", "/v1/responses"])
+def test_a_request_has_the_id_that_its_client_gave_it(server: Running, path: str) -> None:
+    body = {"model": "echo-vl", "input": "x"} if "responses" in path else asked("x")
+    told = server.post(path, {**body, "request_id": "night-7"})
+    assert told.headers["x-request-id"] == "night-7"
+
+
 def test_an_error_in_a_stream_is_an_event_of_its_own(thinker: Running) -> None:
     told = thinker.post(PATH, asked("break", stream=True)).text
     last = told.rstrip().rsplit("\n\n", 1)[1]
@@ -254,6 +273,9 @@ def test_a_full_queue_is_overloaded(serve) -> None:
         ({"tool_choice": {"type": "tool"}, "tools": [WEATHER]}, "tool_choice.name"),
         ({"frobnicate": 1}, "frobnicate"),
         ({"n": 2}, "n"),
+        ({"return_token_ids": True}, "return_token_ids"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"logprob_token_ids": [5]}, "logprob_token_ids"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),

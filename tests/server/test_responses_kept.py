@@ -212,6 +212,29 @@ def test_reasoning_is_an_item_of_its_own_in_both_forms(thinker: Running, summary
     assert wanted in kinds
 
 
+def test_reasoning_that_is_not_wanted_is_no_item(thinker: Running) -> None:
+    client = client_of(thinker)
+    extra = {"include_reasoning": False}
+    whole = client.responses.create(model="echo-vl", input="x", extra_body=extra)
+    assert [item.type for item in whole.output] == ["message"]
+    assert whole.output_text == "it is red"
+    events = list(client.responses.create(model="echo-vl", input="x", stream=True, extra_body=extra))
+    assert not any("reasoning" in event.type for event in events)
+    last = events[-1]
+    assert last.type == "response.completed"
+    assert [item.type for item in last.response.output] == ["message"]
+    assert [event.sequence_number for event in events] == [*range(len(events))]
+
+
+@pytest.mark.parametrize("fields", [{"return_token_ids": True}, {"prompt_logprobs": 2}])
+def test_what_a_response_has_no_place_for_is_refused(client: openai.OpenAI, fields: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model="echo-vl", input="x", extra_body=fields)
+    assert caught.value.param == next(iter(fields))
+    nothing = {"return_token_ids": False, "prompt_logprobs": None}
+    assert client.responses.create(model="echo-vl", input="x", extra_body=nothing).output_text == "x"
+
+
 def test_reasoning_sent_back_is_as_it_was(thinker: Running) -> None:
     client = client_of(thinker)
     thought, said = client.responses.create(model="echo-vl", input="x", include=ENCRYPTED).output

@@ -7,11 +7,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import anthropic
 import openai
 import pytest
+from openai.types.shared.reasoning_effort import ReasoningEffort
 
 import qvl.tiny
 from qvl.backends.local.backend import LocalBackend
@@ -374,6 +375,28 @@ def test_a_budget_is_a_bound_of_the_thought(thinking: Running) -> None:
     two, nine = thought(thinking_token_budget=2), thought(thinking_token_budget=9)
     assert 0 < two < nine < thought()
     assert refused(thinking, extra={"thinking_token_budget": -1}) == "thinking_token_budget"
+
+
+def test_every_published_effort_is_known(thinking: Running) -> None:
+    ask, model = client(thinking).responses.create, client(thinking).models.list().data[0].id
+    for effort in get_args(get_args(ReasoningEffort)[0]):
+        given: Any = effort
+        fields: Any = {"max_tokens": 2, "reasoning_effort": given}
+        assert chat(thinking, **fields).choices
+        assert ask(model=model, input="What?", max_output_tokens=2, reasoning={"effort": given}).output
+
+
+def test_a_completion_tells_each_token_beside_the_likeliest(local: Running) -> None:
+    model = client(local).models.list().data[0].id
+    for most in (0, 1):
+        bias = {"300": 100, "301": 100}
+        answer = client(local).completions.create(
+            model=model, prompt="What?", max_tokens=4, logprobs=most, seed=3, temperature=2, logit_bias=bias
+        )
+        told: Any = answer.choices[0].logprobs
+        for token, value, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+            assert top[token] == value
+            assert len(top) <= most + 1
 
 
 def test_an_effort_is_a_bound_of_the_thought(thinking: Running) -> None:

@@ -7,7 +7,18 @@ from typing import Annotated, Literal, NotRequired, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, with_config
 from typing_extensions import TypedDict
 
-from qvl.server.schemas import CONTENT, MAX_MESSAGES, MAX_TOOLS, OPEN, STRICT, Label, Sampling, Texts, read_by_hand
+from qvl.server.schemas import (
+    CONTENT,
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    OPEN,
+    STRICT,
+    IncludeReasoning,
+    Label,
+    Sampling,
+    Texts,
+    read_by_hand,
+)
 from qvl.types import JsonObject
 
 
@@ -72,6 +83,7 @@ class CountTokensRequest(Sampling):
     tools: Annotated[list[MessagesTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: MessagesToolChoice | None = None
     thinking: ThinkingOptions | None = None
+    include_reasoning: IncludeReasoning = None
     output_config: OutputOptions | None = None
     # These change nothing in an answer.
     cache_control: Label = None

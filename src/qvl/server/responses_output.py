@@ -34,11 +34,13 @@ class ItemMaker:
         response_id: `resp_…`.
         summary: True if reasoning is given as a summary, which is where clients that ask for one look.
         key: the key that reasoning is signed with as `encrypted_content`; None for none.
+        reasoning_shown: False if the answer is given without its reasoning.
     """
 
     response_id: str
     summary: bool = False
     key: bytes | None = None
+    reasoning_shown: bool = True
     _count: int = 0
 
     def _id(self, prefix: str) -> str:
@@ -80,7 +82,7 @@ class ItemMaker:
         """Return the output items of a finished answer."""
         items: list[OutputItem] = []
         status = _status(choice.finish_reason)
-        if choice.reasoning:
+        if choice.reasoning and self.reasoning_shown:
             items.append(self.thought(self.reasoning(), choice.reasoning))
         if choice.text or not choice.tool_calls:
             items.append({**self.message(), "status": status, "content": [_text_part(choice.text, choice.logprobs)]})
@@ -166,7 +168,9 @@ class EventWriter:
 
     def write(self, chunk: Chunk) -> bytes:
         """Return the events of one chunk; the first call also opens the response."""
-        events = self._open() + (self._think(chunk.reasoning) if chunk.reasoning else b"")
+        events = self._open()
+        if chunk.reasoning and self._maker.reasoning_shown:
+            events += self._think(chunk.reasoning)
         # The tokens of reasoning have logprobs too, and no item to stand in.
         if chunk.text or (chunk.logprobs and not chunk.reasoning):
             events += self._thought_out() + self._delta(chunk)

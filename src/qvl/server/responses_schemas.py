@@ -16,8 +16,10 @@ from qvl.server.schemas import (
     OPEN,
     STRICT,
     TEXT,
+    Effort,
     FunctionDefinition,
     FunctionName,
+    IncludeReasoning,
     JsonSchema,
     PlainFormat,
     Sampling,
@@ -100,7 +102,7 @@ class ReasoningOptions(BaseModel):
     """`effort` is the model's; with a `summary`, the reasoning itself stands in the place of one."""
 
     model_config = STRICT
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
@@ -126,6 +128,7 @@ class ResponsesRequest(Sampling):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: Annotated[list[Included], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     reasoning: ReasoningOptions | None = None
+    include_reasoning: IncludeReasoning = None
     text: TextOptions | None = None
     tools: Annotated[list[ResponsesTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponsesToolChoice | ResponsesAllowedTools | None = None

@@ -163,6 +163,10 @@ CacheSalt = Annotated[
         min_length=1, max_length=256, description="Requests of one key with the same salt share answers and prefixes."
     ),
 ]
+Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+IncludeReasoning = Annotated[
+    bool | None, Field(description="false: the reasoning is left out of the answer, not out of the count of tokens.")
+]
 Priority = Annotated[int | None, Field(ge=-(2**31), le=2**31, description="Of waiting requests the least comes first.")]
 
 
@@ -288,8 +292,8 @@ class ChatCompletionRequest(Sampling):
     chat_template_kwargs: JsonObject | None = Field(None, description="Variables of the model's chat template.")
     add_generation_prompt: bool | None = Field(None, description="false: the prompt ends with the last message.")
     continue_final_message: bool | None = Field(None, description="The answer goes on where the last message ends.")
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    include_reasoning: bool | None = Field(None, description="false: the reasoning is left out of the answer.")
+    reasoning_effort: Effort | None = None
+    include_reasoning: IncludeReasoning = None
     echo: bool | None = Field(None, description="The answer begins with the last message, if that is an assistant's.")
     modalities: Annotated[list[Literal["text"]], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
 

@@ -220,6 +220,19 @@ def name_request(exchange: Exchange, body: QuestionFields) -> None:
         exchange.request_id = body.request_id
 
 
+def refuse_untold(body: QuestionFields, *names: str) -> None:
+    """Raise for the first of the fields `names` that is asked for: answers of the route have no place for it.
+
+    Raises:
+        RequestError: one of them has a value other than null, false and [].
+    """
+    for name in names:
+        value = getattr(body, name)
+        if value is not None and value is not False and value != []:
+            what = f"{name}: answers in this form have no place for it"
+            raise RequestError(what, hint="ask /v1/chat/completions", param=name, code="unsupported_parameter")
+
+
 def picture_params(name: str, items: Sequence[JsonMapping], *fields: str) -> list[str]:
     """Return the path of each picture in the request body, in order: `messages[0].content[1].image_url`."""
     return [

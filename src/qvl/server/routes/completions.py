@@ -145,7 +145,7 @@ def _logprobs(tokens: Sequence[TokenLogprob], offset: int, echoed: PromptFacts |
     values: list[float | None] = []
     tops: list[dict[str, float] | None] = []
     before: Sequence[TokenLogprob | None] = () if echoed is None else echoed.logprobs
-    for place, token in enumerate((*before, *tokens)):
+    for token in (*before, *tokens):
         offsets.append(offset)
         if token is None:
             assert echoed is not None
@@ -159,8 +159,8 @@ def _logprobs(tokens: Sequence[TokenLogprob], offset: int, echoed: PromptFacts |
             value = max(token.logprob, -9999.0)
             values.append(value)
             alternatives = {top.token: max(top.logprob, -9999.0) for top in token.top}
-            own = {token.token: value} if place < len(before) else {}
-            tops.append(alternatives | own)
+            # The token itself is told beside the likeliest, as by OpenAI and vLLM.
+            tops.append(alternatives | {token.token: value})
         offset += len(names[-1])
     return {"tokens": names, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 

@@ -26,7 +26,7 @@ from qvl.server.messages_answers import (
 from qvl.server.messages_input import Conversation
 from qvl.server.messages_schemas import CountTokensRequest, MessagesRequest
 from qvl.server.openai_format import notes_of
-from qvl.server.serving import chat_request, read_request, stream
+from qvl.server.serving import chat_request, name_request, read_request, refuse_untold, stream
 from qvl.server.signing import signature_of
 from qvl.types import Choice, Chunk, JsonObject, Result, ToolCallDelta, Usage
 
@@ -45,7 +45,6 @@ _KINDS: Final = {
     504: "timeout_error",
     OVERLOADED: "overloaded_error",
 }
-_EFFORTS: Final = {"max": "xhigh"}
 # What stands for it in a request, unless it is there by its own name.
 _SENT: Final = {
     "reasoning_effort": "output_config.effort",
@@ -84,12 +83,14 @@ MESSAGE_ERRORS: Final = ErrorForm(message_status, message_error, MessageError, b
 async def messages(exchange: Exchange) -> None:
     """Answer a conversation, as JSON or as server-sent events, in the form of Anthropic's Messages API."""
     body = await read_request(exchange, MessagesRequest, lambda body: picture_texts(body.messages, "content"))
+    name_request(exchange, body)
     await exchange.until_done(lambda: _answer(exchange, body))
 
 
 async def count_tokens(exchange: Exchange) -> None:
     """Answer with the number of tokens of a conversation as the model is shown it, pictures and tools included."""
     body = await read_request(exchange, CountTokensRequest, lambda body: picture_texts(body.messages, "content"))
+    name_request(exchange, body)
     await exchange.until_done(lambda: _count(exchange, body))
 
 
@@ -101,7 +102,8 @@ async def _count(exchange: Exchange, body: CountTokensRequest) -> None:
 
 async def _answer(exchange: Exchange, body: MessagesRequest) -> None:
     served = await _read(exchange, body)
-    form = MessageForm(served, hidden=bool(body.thinking and body.thinking.get("display") == "omitted"))
+    hidden = bool(body.thinking and body.thinking.get("display") == "omitted")
+    form = MessageForm(served, hidden=hidden, left_out=body.include_reasoning is False)
     if body.stream:
         exchange.error_event = lambda error: _event("error", message_error(error, exchange.request_id))
         await stream(served, MessageWriter(form))
@@ -111,6 +113,7 @@ async def _answer(exchange: Exchange, body: MessagesRequest) -> None:
 
 
 async def _read(exchange: Exchange, body: CountTokensRequest) -> ServedRequest:
+    refuse_untold(body, "return_token_ids", "prompt_logprobs", "logprob_token_ids")
     talk = Conversation(body.messages, body.system)
     exchange.picture_params = lambda: talk.picture_params
     params = body.sampling()
@@ -159,17 +162,18 @@ def _thinking(body: CountTokensRequest) -> JsonObject:
         if "budget_tokens" in thinking:
             fields["thinking_token_budget"] = thinking["budget_tokens"]
     if body.output_config is not None and (effort := body.output_config.effort) is not None:
-        fields["reasoning_effort"] = _EFFORTS.get(effort, effort)
+        fields["reasoning_effort"] = effort
     return fields
 
 
 class MessageForm:
-    """Writes answers in Anthropic's form; `hidden`: without what the model thought."""
+    """Writes answers in Anthropic's form; `hidden`: thinking blocks have no text; `left_out`: there are none."""
 
-    def __init__(self, served: ServedRequest, *, hidden: bool = False) -> None:
+    def __init__(self, served: ServedRequest, *, hidden: bool = False, left_out: bool = False) -> None:
         self.id = f"msg_{new_id()}"
         self.model = served.model
         self.hidden = hidden
+        self.left_out = left_out
         self.stops = served.request.sampling.stop
         self._key = served.exchange.core.keys.signing_key
 
@@ -193,7 +197,7 @@ class MessageForm:
         """Return the finished message."""
         choice = result.choices[0] if result.choices else Choice()
         content: list[AnswerBlock] = []
-        if choice.reasoning:
+        if choice.reasoning and not self.left_out:
             thought = "" if self.hidden else choice.reasoning
             content.append({"type": "thinking", "thinking": thought, "signature": self.signature(choice.reasoning)})
         if choice.text:
@@ -302,6 +306,8 @@ class MessageWriter:
         kind, text = piece
         if kind == "text":
             return self._start("text", {"type": "text", "text": ""}) + self._delta({"type": "text_delta", "text": text})
+        if self._form.left_out:
+            return b""
         events = self._start("thinking", {"type": "thinking", "thinking": "", "signature": ""})
         self._thought.append(text)
         return events if self._form.hidden else events + self._delta({"type": "thinking_delta", "thinking": text})

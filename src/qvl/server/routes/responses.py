@@ -15,7 +15,14 @@ from qvl.server.response_store import PREFIX, KeptResponse, not_found, not_kept
 from qvl.server.responses_input import item_texts, messages_of
 from qvl.server.responses_output import EventWriter, ItemMaker, finished
 from qvl.server.responses_schemas import ENCRYPTED, LOGPROBS, ResponsesRequest
-from qvl.server.serving import chat_request, picture_params, read_request, stream
+from qvl.server.serving import (
+    chat_request,
+    name_request,
+    picture_params,
+    read_request,
+    refuse_untold,
+    stream,
+)
 from qvl.server.tool_choice import choose_tools
 from qvl.types import ChatRequest, JsonObject
 
@@ -41,6 +48,7 @@ async def responses(exchange: Exchange) -> None:
     The response is kept for `previous_response_id`, unless `store` is false or the server has no cache.
     """
     body = await read_request(exchange, ResponsesRequest, lambda body: item_texts(body.input))
+    name_request(exchange, body)
     exchange.field_names = _NAMES if "reasoning_effort" in (body.model_extra or ()) else _NAMES | _EFFORT
     await exchange.until_done(lambda: _answer(exchange, body))
 
@@ -71,6 +79,7 @@ async def _answer(exchange: Exchange, body: ResponsesRequest) -> None:
         head["id"],
         summary=reasoning is not None and (reasoning.summary or reasoning.generate_summary) is not None,
         key=core.keys.signing_key if ENCRYPTED in (body.include or ()) else None,
+        reasoning_shown=body.include_reasoning is not False,
     )
 
     async def keep(response: Response) -> None:
@@ -144,6 +153,7 @@ async def _items(exchange: Exchange, body: ResponsesRequest) -> list[JsonObject]
 async def _read(
     exchange: Exchange, body: ResponsesRequest, before: list[JsonObject], items: list[JsonObject]
 ) -> ServedRequest:
+    refuse_untold(body, "return_token_ids", "prompt_logprobs")
     params = body.sampling()
     fields: JsonObject = {**(body.model_extra or {})}
     if body.reasoning is not None and body.reasoning.effort is not None:
