@@ -183,8 +183,8 @@ class ChatRequest(_Shown):
     opening of the answer's turn, and `continue_final_message` has the answer go on where the last message ends.
     `reasoning_effort` is "none", "minimal", "low", "medium", "high", "xhigh" or "max". `prompt` is text or token ids
     that the answer continues as they stand, in place of the messages. Of waiting requests the one with the least
-    `priority` comes first. `prefill` are token ids with which the answer has begun; it goes on behind them. `adapter` names one of
-    the backend's LoRA adapters.
+    `priority` comes first. `prefill` are token ids with which the answer has begun; it goes on behind them. `adapter`
+    names one of the backend's LoRA adapters.
     """
 
     messages: tuple[Message, ...]

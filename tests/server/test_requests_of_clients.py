@@ -141,7 +141,6 @@ def test_fields_at_the_value_that_changes_nothing_are_accepted(
         {"web_search_options": {}},
         {"prediction": {"type": "content", "content": "x"}},
         {"modalities": ["text", "audio"]},
-        {"verbosity": "low"},
         {"length_penalty": 1.2},
         {"chat_template_kwargs": {"enable_thinking": True}},
         {"structured_outputs": {"choice": ["a"], "disable_fallback": True}},

@@ -12,9 +12,11 @@ from typing import Any
 import openai
 import pytest
 
+from qvl.backends.openai.backend import OpenAIBackend
 from qvl.caches.open import open_cache
 from qvl.plugins.host import PluginHost
 from tests.caches.redis_server import RedisServer, find_server
+from tests.scripted_endpoint import ScriptedEndpoint
 from tests.server.conftest import Running, data_url, start
 from tests.server.test_messages import Thinker
 from tests.server.test_openai_client import WEATHER
@@ -78,6 +80,29 @@ def test_one_is_read_listed_and_deleted(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.responses.create(model="echo-vl", input="x", previous_response_id=kept.id)
     assert (caught.value.code, caught.value.param) == ("previous_response_not_found", "previous_response_id")
+
+
+def test_what_was_sent_is_listed_in_pages(client: openai.OpenAI) -> None:
+    said: Any = [{"role": "user", "content": f"word {number}", "id": None} for number in range(23)]
+    kept = client.responses.create(model="echo-vl", input=said)
+    listed = client.responses.input_items.list
+    first = listed(kept.id)
+    assert (len(first.data), first.has_more) == (20, True)
+    everything = [item.id for item in first]
+    assert len(set(everything)) == 23
+    assert None not in everything
+    oldest = listed(kept.id, order="asc", limit=3, include=["message.input_image.image_url"])
+    assert [item.content[0].text for item in oldest.data] == ["word 0", "word 1", "word 2"]  # type: ignore[union-attr]
+    rest = listed(kept.id, order="asc", limit=100, after=oldest.data[-1].id)
+    assert [item.id for item in rest.data] == everything[::-1][3:]
+    assert not rest.has_more
+    assert not listed(kept.id, after=everything[-1]).data
+    for wrong in ({"limit": 0}, {"limit": 101}, {"after": "in_x"}, {"order": "up"}, {"include": ["x"]}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            listed(kept.id, extra_query=wrong)
+        assert caught.value.param == next(iter(wrong))
+    with pytest.raises(openai.BadRequestError):
+        client.responses.retrieve(kept.id, extra_query={"starting_after": 3})
 
 
 def test_a_reference_to_an_item_stands_for_it(client: openai.OpenAI, server: Running) -> None:
@@ -169,6 +194,43 @@ def test_what_agents_send_is_accepted(client: openai.OpenAI, server: Running) ->
     assert (answer.truncation, answer.text.verbosity) == ("auto", "low")  # type: ignore[union-attr]
     sampling = server.backend.requests[-1].sampling
     assert (sampling.top_k, sampling.repetition_penalty, sampling.stop, sampling.seed) == (3, 1.5, ("END",), 7)
+
+
+def test_what_newer_clients_say_of_tools_called_directly(client: openai.OpenAI, server: Running) -> None:
+    direct: Any = {"async": False, "defer_loading": False, "allowed_callers": ["direct"]}
+    tool: Any = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": None, **direct}
+    call: Any = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "async": False}
+    result: Any = {"type": "function_call_output", "call_id": "c", "output": "red", "name": "f", "status": None}
+    items: Any = [{"role": "user", "content": "x"}, call, result, {"role": "user", "content": "y"}]
+    thinking: Any = {"context": "auto", "mode": "standard"}
+    client.responses.create(model="echo-vl", input=items, tools=[tool], reasoning=thinking)
+    assert [message.role for message in server.backend.requests[-1].messages] == ["user", "assistant", "tool", "user"]
+    assert "defer_loading" not in str(server.backend.requests[-1].tools)
+    body = {"model": "echo-vl", "max_tokens": 8, "messages": [{"role": "user", "content": "x"}], "speed": "standard"}
+    plain = {"name": "f", "input_schema": {"type": "object"}}
+    del direct["async"]
+    assert (
+        server.post("/v1/messages", {**body, "tools": [{**plain, **direct, "input_examples": []}]}).status_code == 200
+    )
+    for other in ({"defer_loading": True}, {"allowed_callers": ["code_execution_20260120"]}, {"input_examples": [{}]}):
+        told = server.post("/v1/messages", {**body, "tools": [{**plain, **other}]})
+        assert told.status_code == 400
+        assert f"tools[0].{next(iter(other))}" in told.text
+    slow: Any = {"async": True}
+    for fields, param in (
+        ({"input": items, "tools": [{**tool, **slow}]}, "tools[0].async"),
+        ({"input": [items[0], {**call, **slow}, result]}, "input[1].async"),
+    ):
+        assert server.post("/v1/responses", {"model": "echo-vl", **fields}).json()["error"]["param"] == param
+
+
+def test_a_verbosity_goes_on_to_an_endpoint_that_may_know_it(serve, endpoint: ScriptedEndpoint) -> None:
+    behind = serve(OpenAIBackend("echo", base_url=endpoint.url, api_key="none", probe=False), cache=None)
+    with closing(client_of(behind)) as asking:
+        asking.responses.create(model="echo", input="x", text={"verbosity": "low"})
+        asking.chat.completions.create(model="echo", messages=[{"role": "user", "content": "x"}], verbosity="high")
+    sent = [one.body for one in endpoint.requests if one.path.endswith("/chat/completions")]
+    assert [one.get("verbosity") for one in sent] == ["low", "high"]
 
 
 def test_only_allowed_tools_are_offered(client: openai.OpenAI, server: Running) -> None:

@@ -344,13 +344,13 @@ class DeletedResponse(TypedDict):
 
 
 class InputItemList(TypedDict):
-    """The items that a response answers, newest first."""
+    """A page of the items that a response answers."""
 
     object: Literal["list"]
     data: list[JsonObject]
     first_id: str | None
     last_id: str | None
-    has_more: Literal[False]
+    has_more: bool
 
 
 class Analysis(TypedDict):

@@ -66,7 +66,11 @@ NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "prompt_cache_retention": ("in-memory", "in_memory", "24h"),
     "verbosity": ("medium",),
     "conversation": _NOTHING,
-    "context_management": _NOTHING,
+    "context_management": (*_NOTHING, {"edits": []}),
+    # Anthropic
+    "betas": _NOTHING,
+    "mcp_servers": _NOTHING,
+    "speed": ("standard",),
     # vLLM: sampling
     "best_of": (1,),
     "guided_choice": _NOTHING,
@@ -108,8 +112,15 @@ NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "separate_reasoning": _ON,
     "stream_reasoning": _ON,
 }
-# An endpoint whose model reasons by itself is told by these not to, so they go on to whoever takes fields of others.
-NEUTRAL_WITHOUT_REASONING: Final[Mapping[str, tuple[object, ...]]] = {
+_OF_TOOLS: Final[Mapping[str, tuple[object, ...]]] = {
+    "allowed_callers": ([], ["direct"]),
+    "async": _OFF,
+    "defer_loading": _OFF,
+    "input_examples": _NOTHING,
+}
+# Nothing to the engines here, and something to some endpoints: one whose model reasons by itself is told not to, and no
+# template of this family knows a verbosity. So they go on to whoever takes fields of others.
+NEUTRAL_TO_ENGINES: Final[Mapping[str, tuple[object, ...]]] = {
     "chat_template_kwargs": (
         {"enable_thinking": False},
         {"thinking": False},
@@ -120,6 +131,7 @@ NEUTRAL_WITHOUT_REASONING: Final[Mapping[str, tuple[object, ...]]] = {
     "reasoning_effort": ("none",),
     "thinking": ({"type": "disabled"},),
     "thinking_token_budget": (0,),
+    "verbosity": ("low", "high"),
 }
 
 
@@ -129,7 +141,7 @@ def without_neutral(extra: JsonMapping, *, passed_on: bool) -> JsonObject:
         name: value
         for name, value in extra.items()
         if not _is_neutral(name, value, NEUTRAL.get(name, ()))
-        and (passed_on or not _is_neutral(name, value, NEUTRAL_WITHOUT_REASONING.get(name, ())))
+        and (passed_on or not _is_neutral(name, value, NEUTRAL_TO_ENGINES.get(name, ())))
     }
 
 
@@ -137,7 +149,7 @@ def without_neutral_params(params: RequestParams, fields: Collection[str]) -> No
     """Remove parameters of the prompt at neutral values, in place, but those in `fields`, which the backend honours."""
     given = cast("JsonObject", params)
     for name in [*given]:
-        neutral = (*NEUTRAL.get(name, ()), *NEUTRAL_WITHOUT_REASONING.get(name, ()))
+        neutral = (*NEUTRAL.get(name, ()), *NEUTRAL_TO_ENGINES.get(name, ()))
         if name in PROMPT_NAMES and name not in fields and _is_neutral(name, given[name], neutral):
             del given[name]
 
@@ -161,6 +173,17 @@ def without_switched_off(value: object) -> object:
     if isinstance(value, Mapping):
         return {name: inner for name, inner in value.items() if inner is not None and inner is not False}
     return value
+
+
+def as_called_directly(tool: object) -> object:
+    """Return a tool without the fields that say what is so anyway: the model is told of it, calls it, and waits."""
+    if not isinstance(tool, Mapping):
+        return tool
+    return {
+        name: value
+        for name, value in tool.items()
+        if name not in _OF_TOOLS or not _is_neutral(name, value, _OF_TOOLS[name])
+    }
 
 
 def _is_neutral(name: str, value: object, known: tuple[object, ...]) -> bool:

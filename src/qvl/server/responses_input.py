@@ -46,7 +46,7 @@ def messages_of(items: Sequence[JsonMapping], key: bytes, name: str = "input") -
                 message = {"role": "assistant", "content": None, "tool_calls": [call]}
                 messages.append(message | _thought("assistant", thought))
         elif kind == "function_call_output":
-            refuse_others(item, ("type", "call_id", "output"), _ECHOES, where)
+            refuse_others(item, ("type", "call_id", "output"), _ECHOES | {"name"}, where)
             output = read_content(item.get("output"), f"{where}.output")
             messages.append({"role": "tool", "tool_call_id": text_of(item, "call_id", where), "content": output})
         elif kind is None:
@@ -87,7 +87,9 @@ def _message(item: JsonMapping, where: str) -> JsonObject:
 
 
 def _call(item: JsonMapping, where: str) -> JsonObject:
-    refuse_others(item, ("type", "call_id", "name", "arguments"), _ECHOES, where)
+    # One that was not waited for (`async` true) is no call as the model's template knows it.
+    told = {name: value for name, value in item.items() if name != "async" or value is not False}
+    refuse_others(told, ("type", "call_id", "name", "arguments"), _ECHOES, where)
     name = text_of(item, "name", where)
     if not name:
         raise wrong(f"{where}.name", "is empty")

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from qvl.server.neutral_fields import without_null_fields
+from qvl.server.neutral_fields import as_called_directly, without_null_fields
 from qvl.server.schemas import (
     CONTENT,
     MAX_ITEMS,
@@ -86,7 +86,7 @@ class ResponsesSchemaFormat(JsonSchema):
 
 
 class TextOptions(BaseModel):
-    """`verbosity` asks the model for nothing: no template of this family knows it."""
+    """`verbosity` goes on to endpoints; it asks a model here for nothing, whose template does not know it."""
 
     model_config = STRICT
     verbosity: Literal["low", "medium", "high"] | None = None
@@ -99,12 +99,17 @@ class TextOptions(BaseModel):
 
 
 class ReasoningOptions(BaseModel):
-    """`effort` is the model's; with a `summary`, the reasoning itself stands in the place of one."""
+    """`effort` is the model's; with a `summary`, the reasoning itself stands in the place of one.
+
+    Which reasoning of earlier turns is shown (`context`) is left to the model's template.
+    """
 
     model_config = STRICT
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    context: Literal["auto"] | None = None
+    mode: Literal["standard"] | None = None
 
 
 class ResponsesStreamOptions(BaseModel):
@@ -130,7 +135,13 @@ class ResponsesRequest(Sampling):
     reasoning: ReasoningOptions | None = None
     include_reasoning: IncludeReasoning = None
     text: TextOptions | None = None
-    tools: Annotated[list[ResponsesTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tools: (
+        Annotated[
+            list[Annotated[ResponsesTool, BeforeValidator(as_called_directly)]],
+            Field(max_length=MAX_TOOLS, fail_fast=True),
+        ]
+        | None
+    ) = None
     tool_choice: Literal["none", "auto", "required"] | ResponsesToolChoice | ResponsesAllowedTools | None = None
     parallel_tool_calls: bool | None = None
     store: bool | None = None  # type: ignore[assignment]

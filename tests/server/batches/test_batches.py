@@ -14,7 +14,7 @@ import openai
 import pytest
 from openai.types import Batch, FileObject
 
-from qvl.types import ChatRequest, Chunk
+from qvl.types import ChatRequest, Chunk, Usage
 from tests.server.batches.asking import CHAT, begin, content, ended, jsonl, line, upload
 from tests.server.conftest import Running, data_url
 from tests.server.echo_backend import EchoBackend
@@ -67,6 +67,33 @@ def test_every_route_that_asks_the_model_can_be_asked(client: openai.OpenAI, end
     assert batch.request_counts.completed == 1
     assert "hello world" in json.dumps(content(client, batch.output_file_id)["a"]["response"]["body"])
     assert batch.usage.output_tokens > 0
+
+
+def test_the_tokens_of_a_batch_are_those_of_its_answers_in_every_form(
+    serve: Callable[..., Running], tmp_path: Path, connect: Any
+) -> None:
+    client = connect(serve(CachedThought(), batch_dir=tmp_path, cache=None))
+    messages = [{"role": "user", "content": "x"}]
+    bodies: dict[str, Any] = {
+        CHAT: {"messages": messages},
+        "/v1/responses": {"input": "x"},
+        "/v1/messages": {"messages": messages, "max_tokens": 9},
+    }
+    for url, body in bodies.items():
+        ask = {"model": "echo-vl", "request_id": "mine", **body}
+        batch = ended(client, begin(client, jsonl({"custom_id": "a", "method": "POST", "url": url, "body": ask}), url))
+        used = batch.usage
+        assert (used.input_tokens, used.output_tokens, used.total_tokens) == (7, 5, 12)
+        assert (used.input_tokens_details.cached_tokens, used.output_tokens_details.reasoning_tokens) == (4, 2)
+        assert content(client, batch.output_file_id)["a"]["response"]["request_id"] == "mine"
+
+
+class CachedThought(EchoBackend):
+    """Thinks, over a prompt of which a part was known."""
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        yield Chunk(reasoning="let me see")
+        yield Chunk(text="red", finish_reason="stop", usage=Usage(7, 5, cached_tokens=4, reasoning_tokens=2))
 
 
 def test_batches_are_listed_in_pages(client: openai.OpenAI) -> None:

@@ -74,7 +74,6 @@ async def ask(core: ServerCore, route: Operation, line: BatchLine, tenant: str) 
     scope: Scope = {"type": "http", "method": "POST", "path": line.url, "headers": headers}
     exchange = Exchange(core, scope, receive, answer.send, line.url)
     exchange.tenant, exchange.errors = tenant, route.errors
-    answer.request_id = exchange.request_id
     core.requests_under_way += 1
     fetch.counter.set(exchange.hold_fetched)
     try:
@@ -90,6 +89,8 @@ async def ask(core: ServerCore, route: Operation, line: BatchLine, tenant: str) 
         log.exception("internal error", request_id=exchange.request_id)
         await exchange.fail(InternalError(exchange.request_id))
     finally:
+        # Not before: the line may name its own.
+        answer.request_id = exchange.request_id
         core.leave()
         core.held_bytes -= exchange.memory
     return answer

@@ -118,6 +118,9 @@ class Outputs:
         self.completed += 1
         usage = answer["response"]["body"].get("usage") or {}
         asked = usage.get("input_tokens", usage.get("prompt_tokens")) or 0
+        # Anthropic's form counts what a prefix cache gave apart from the other input.
+        apart = usage.get("cache_read_input_tokens") or 0
+        asked += apart
         said = usage.get("output_tokens", usage.get("completion_tokens")) or 0
         details = usage.get("input_tokens_details") or usage.get("prompt_tokens_details") or {}
         reasoned = usage.get("output_tokens_details") or usage.get("completion_tokens_details") or {}
@@ -125,8 +128,9 @@ class Outputs:
         total["input_tokens"] += asked
         total["output_tokens"] += said
         total["total_tokens"] += asked + said
-        total["input_tokens_details"]["cached_tokens"] += details.get("cached_tokens") or 0
-        total["output_tokens_details"]["reasoning_tokens"] += reasoned.get("reasoning_tokens") or 0
+        total["input_tokens_details"]["cached_tokens"] += details.get("cached_tokens") or apart
+        thought = reasoned.get("reasoning_tokens") or reasoned.get("thinking_tokens") or 0
+        total["output_tokens_details"]["reasoning_tokens"] += thought
 
 
 def answered(identity: str, custom_id: str, status: int, request_id: str, body: object) -> JsonObject:

@@ -64,15 +64,13 @@ async def create_file(exchange: Exchange) -> None:
 async def list_files(exchange: Exchange) -> None:
     """Answer with a page of the files of this key: `limit`, `after`, `order` and `purpose` as in OpenAI's API."""
     query = query_of(exchange, "limit", "after", "order", "purpose")
-    order = query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise RequestError("order must be asc or desc", param="order", code="invalid_value")
+    newest = is_newest_first(query)
     page = await asyncio.to_thread(
         batch_store(exchange).files,
         exchange.tenant,
         limit=limit_of(query, MAX_FILES_PAGE, MAX_FILES_PAGE),
         after=query.get("after"),
-        newest=order == "desc",
+        newest=newest,
         purpose=query.get("purpose"),
     )
     await exchange.respond_json(page)
@@ -149,6 +147,18 @@ def limit_of(query: dict[str, str], default: int, most: int) -> int:
     if not text.isdecimal() or len(text) > 6 or not 1 <= int(text) <= most:
         raise RequestError(f"limit must be 1 to {most}", param="limit", code="invalid_value")
     return int(text)
+
+
+def is_newest_first(query: dict[str, str]) -> bool:
+    """Return whether a page begins with the newest.
+
+    Raises:
+        RequestError: the `order` is neither asc nor desc.
+    """
+    order = query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise RequestError("order must be asc or desc", param="order", code="invalid_value")
+    return order == "desc"
 
 
 def _file_id(exchange: Exchange) -> str:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, TypeVar
-from urllib.parse import parse_qs, unquote
+from typing import TYPE_CHECKING, Final, TypeVar, get_args
+from urllib.parse import unquote
 
 from qvl.errors import ContextLengthError, QvlError, RequestError
 from qvl.ids import new_id
+from qvl.pipeline.parse_fields import unknown
 from qvl.server.answers import DeletedResponse, InputItemList, OutputItem, Response, dumps
 from qvl.server.errors import HttpError
 from qvl.server.response_store import PREFIX, KeptResponse, not_found, not_kept
 from qvl.server.responses_input import item_texts, messages_of
 from qvl.server.responses_output import EventWriter, ItemMaker, finished
-from qvl.server.responses_schemas import ENCRYPTED, LOGPROBS, ResponsesRequest
-from qvl.server.serving import (
-    chat_request,
-    name_request,
-    picture_params,
-    read_request,
-    refuse_untold,
-    stream,
-)
+from qvl.server.responses_schemas import ENCRYPTED, LOGPROBS, Included, ResponsesRequest
+from qvl.server.routes.files import is_newest_first, limit_of, query_of
+from qvl.server.serving import chat_request, name_request, picture_params, read_request, refuse_untold, stream
 from qvl.server.tool_choice import choose_tools
 from qvl.types import ChatRequest, JsonObject
 
@@ -32,12 +27,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATH: Final = "/v1/responses/"
+# OpenAI's.
+ITEMS_PAGE: Final = 20
+MAX_ITEMS_PAGE: Final = 100
 _REFERENCE: Final = "item_reference"
 _NAMES: Final = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
+    "verbosity": "text.verbosity",
 }
 _EFFORT: Final = {"reasoning_effort": "reasoning.effort"}
 
@@ -170,6 +169,8 @@ async def _read(
         params["tools"] = [{"type": "function", "function": tool} for tool in _tools(body)]
     if body.tool_choice is not None:
         params.update(choose_tools(params.get("tools", ()), body.tool_choice))
+    if body.text is not None and body.text.verbosity is not None:
+        fields["verbosity"] = body.text.verbosity
     if body.text is not None and body.text.format is not None:
         form: JsonObject = {**body.text.format}
         if form["type"] == "json_schema":
@@ -240,7 +241,8 @@ def _ident(exchange: Exchange, suffix: str = "") -> str:
 
 async def retrieve(exchange: Exchange) -> None:
     """Answer with a response that was kept for this API key."""
-    if parse_qs(exchange.scope["query_string"].decode("latin-1")).get("stream", ["false"])[0] != "false":
+    query = _query(exchange, "stream", "include_obfuscation")
+    if query.get("stream", "false") != "false":
         what = "stream: a response that is kept is not streamed again"
         raise RequestError(what, hint="leave it out", param="stream", code="unsupported_parameter")
     kept = await exchange.core.responses.find(exchange.core.namespace(exchange.tenant), _ident(exchange))
@@ -255,14 +257,33 @@ async def delete(exchange: Exchange) -> None:
 
 
 async def input_items(exchange: Exchange) -> None:
-    """Answer with the items that were sent for a response, newest first."""
+    """Answer with a page of what was sent for a response: `limit`, `after` and `order` as in OpenAI's API."""
+    query = _query(exchange, "limit", "after", "order")
+    limit, newest = limit_of(query, ITEMS_PAGE, MAX_ITEMS_PAGE), is_newest_first(query)
     ident = _ident(exchange, "/input_items")
     kept = await exchange.core.responses.find(exchange.core.namespace(exchange.tenant), ident)
-    sent = [{"id": f"in_{ident.removeprefix(PREFIX)}{n:02x}", **_listed(item)} for n, item in enumerate(kept["input"])]
-    data = sent[::-1]
+    made = (f"in_{ident.removeprefix(PREFIX)}{number:02x}" for number in range(len(kept["input"])))
+    sent = [_listed(item) | {"id": item.get("id") or own} for item, own in zip(kept["input"], made, strict=True)]
+    found = sent[::-1] if newest else sent
+    if (after := query.get("after")) is not None:
+        at = next((place for place, item in enumerate(found) if item["id"] == after), None)
+        if at is None:
+            raise RequestError(f"nothing has the id {after[:100]!r}", param="after", code="invalid_value")
+        found = found[at + 1 :]
+    data = found[:limit]
     ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-    answer: InputItemList = {"object": "list", "data": data, "first_id": ends[0], "last_id": ends[1], "has_more": False}
+    more = len(found) > limit
+    answer: InputItemList = {"object": "list", "data": data, "first_id": ends[0], "last_id": ends[1], "has_more": more}
     await exchange.respond_json(answer)
+
+
+def _query(exchange: Exchange, *known: str) -> dict[str, str]:
+    """Return the parameters behind the path; what `include` may name stands in what is kept, if it was asked for."""
+    query = query_of(exchange, *known, "include", "include[]")
+    for name in ("include", "include[]"):
+        if query.get(name, LOGPROBS) not in get_args(Included):
+            raise unknown("include", query[name], get_args(Included))
+    return query
 
 
 def _listed(item: JsonObject) -> JsonObject:
