@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from qvl.pipeline.analyze_call import version_of
 from qvl.types import ChatRequest, Chunk
 from tests.calibration.made import HALVED, calibration_for, halved
 from tests.evaluation.shelf import PLACE, Reader
+from tests.media.papers import BAG, MUG, paper
 from tests.server.conftest import Running, data_url, start
 
 NEW = {"type": "predicate", "name": "new", "instructions": "Is it new?"}
@@ -58,6 +60,18 @@ def test_with_evidence_that_the_calibration_is_not_of_confidences_are_the_raw_on
     told = running.post("/v1/analyze", {"image": UNSURE, "evidence": True}).json()
     assert told["confidence_method"] == "token_probability_product"
     assert told["field_confidence"]["brand"] == pytest.approx(0.64)
+
+
+def test_a_document_of_several_pages_has_raw_confidences_too_unless_something_must_not_be_told(
+    running: Running, careful: Running
+) -> None:
+    document = f"data:application/pdf;base64,{base64.b64encode(paper([MUG, BAG])).decode()}"
+    told = running.post("/v1/analyze", {"image": document}).json()
+    assert (told["analysis"]["brand"], told["confidence_method"]) == ("NORVIK", "token_probability_product")
+    for server, body in ((running, {"image": document, "abstain": 0.5}), (careful, {"image": document})):
+        answer = server.post("/v1/analyze", body)
+        assert answer.status_code == 400
+        assert "this is a document of several pages" in answer.json()["error"]["message"]
 
 
 class Placer(Reader):

@@ -33,11 +33,14 @@ class Thresholds:
     def reason(self, name: str, confidence: float | None) -> str | None:
         """Return why an answer of `confidence` (None: not calibrated) is not told; None if it is told."""
         least = self.of(name)
-        if least is None:
-            return None
-        if confidence is None:
-            return UNKNOWN
-        return BELOW if confidence < least else None
+        return None if least is None else reason_for(confidence, least)
+
+
+def reason_for(confidence: float | None, least: float) -> str | None:
+    """Return why an answer of `confidence` (None: not calibrated) is not told at `least`; None if it is told."""
+    if confidence is None:
+        return UNKNOWN
+    return BELOW if confidence < least else None
 
 
 def read_abstain(value: AbstainLike | None, known: Iterable[str] | None = None) -> Thresholds | None:

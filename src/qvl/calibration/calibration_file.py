@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MOST_BYTES: Final = 64 * 1024 * 1024
 PLACES: Final = "-places-"
 """What the version of a prompt goes on with where its answer has boxes or points."""
+PAGES: Final = "-pages-"
+"""And where it has the page of each field, since several pages of a document are shown."""
 
 
 class FieldCalibration(BaseModel):
@@ -179,6 +181,9 @@ class Calibration(BaseModel):
         if plain == asked and places and not asked_places:
             what = "the calibration is of analyses with evidence, and this one is without"
             raise ConfigError(what, hint="evidence=True, --evidence, or calibrate without", param="calibration")
+        if prompt_version.partition(PAGES)[0] == made.prompt_version != prompt_version:
+            what = "the calibration is of single pictures, and this is a document of several pages"
+            raise ConfigError(what, hint="name one page, or calibrate with such", param="calibration")
         for name, there, here in (
             ("prompt version", made.prompt_version, prompt_version),
             ("language", made.language, language),

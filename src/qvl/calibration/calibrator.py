@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from qvl.analysis.confidence import CALIBRATED
 from qvl.analysis.parse_answer import generation_schema
-from qvl.calibration.abstain import BELOW, AbstainLike, Emptied, Thresholds, how_emptied, read_abstain, without
+from qvl.calibration.abstain import AbstainLike, Emptied, Thresholds, how_emptied, read_abstain, reason_for, without
 from qvl.calibration.calibration_file import (
     AnalysisCalibration,
     Calibration,
@@ -111,13 +111,14 @@ class Calibrator:
         """Return `decision` with its calibrated confidence, if there is a calibration; too unsure, it has no value."""
         self.check_question(decision.question, prompt_version, abstain)
         made = self.calibration.question(decision.question, prompt_version)
-        raw = decision.confidence
-        if made is None or raw is None or decision.refused:
+        if made is None or decision.refused:
             return decision
-        sure = made.curve.apply(raw)
-        decision = replace(decision, confidence=sure, confidence_method=CALIBRATED)
+        raw = decision.confidence
+        if raw is not None:
+            decision = replace(decision, confidence=made.curve.apply(raw), confidence_method=CALIBRATED)
         least = self._least(decision.question, made, abstain)
-        return decision if least is None or sure >= least else replace(decision, value=None, abstained=BELOW)
+        reason = None if least is None else reason_for(decision.confidence, least)
+        return decision if reason is None else replace(decision, value=None, abstained=reason)
 
     def _least(self, question: Question, made: QuestionCalibration | None, abstain: AbstainLike | None) -> float | None:
         # What all of a pipeline's answers must reach is said of the kinds of answers that the calibration is of.
@@ -139,14 +140,13 @@ class Calibrator:
                 hint = "calibrate them with `qvl calibrate --locate`, or name others in abstain"
                 raise ConfigError(what, hint=hint, param="abstain")
 
-    def located(self, item: Located, prompt_version: str) -> tuple[Located, bool]:
-        """Return (`item` with its calibrated confidence, if there is a calibration; whether it is sure enough)."""
+    def located(self, item: Located, prompt_version: str) -> tuple[Located, str | None]:
+        """Return (`item` with its calibrated confidence, if there is a calibration; why it is not told, or None)."""
         made = self.calibration.target(item.label, prompt_version) if item.box is not None else None
-        if made is None or item.confidence is None:
-            return item, True
-        item = sure_of(item, made)
-        least = self._least_of(item.label)
-        return item, least is None or item.confidence is None or item.confidence >= least
+        if made is None:
+            return item, None
+        item, least = sure_of(item, made), self._least_of(item.label)
+        return item, None if least is None else reason_for(item.confidence, least)
 
     def _least_of(self, target: str) -> float | None:
         return None if self.abstain is None else self.abstain.of(target)
@@ -278,11 +278,12 @@ class AnalysisJudge:
         told: dict[str, Located | None] = dict(evidence)
         abstained: dict[str, str] = {}
         for field_of, item in evidence.items():
-            made = self._made.evidence.get(field_of)
-            if made is None or item is None:
+            if item is None or not self._made.evidence:
                 continue
-            sure, name = sure_of(item, made), evidence_name(field_of)
-            reason = self._thresholds and self._thresholds.reason(name, sure.confidence)
+            made, name = self._made.evidence.get(field_of), evidence_name(field_of)
+            sure = item if made is None else sure_of(item, made)
+            calibrated = sure.confidence if sure.confidence_method == CALIBRATED else None
+            reason = self._thresholds and self._thresholds.reason(name, calibrated)
             told[field_of] = None if reason else sure
             if reason:
                 abstained[name] = reason

@@ -146,7 +146,7 @@ def _show(label: str, answers: Decisions) -> None:
         shares = answer.probabilities if answer.probabilities is not None else {answer.value: None}
         for number, (value, share) in enumerate(shares.items()):
             bold = "bold" if value == answer.value and type(value) is type(answer.value) else ""
-            word = "declined" if value is None else str(value)
+            word = str(value) if value is not None else "declined" if answer.abstained is None else UNTOLD
             if isinstance(value, bool):
                 word = "yes" if value else "no"
             table.add_row(

@@ -34,7 +34,8 @@ class Decision:
         refused: True if the model declined to answer, or would say none of the possible answers; `notes` say which.
         raw_confidence: the probability of the likeliest value, in any case.
         confidence_method: "label_probability" or "calibrated".
-        abstained: why the answer is not told, so that `value` is None: "below_threshold".
+        abstained: why the answer is not told, so that `value` is None: "below_threshold", or "not_calibrated" where
+            it came without a confidence.
     """
 
     question: Question

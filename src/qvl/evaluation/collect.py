@@ -242,6 +242,9 @@ class Collector:
             call = self._pipeline.analyze_call(list(line.pictures), self._schema, params)
             answer = await self._pipeline.executor.execute(call)
             # Known once the call has been made: it names the form in which evidence is asked for.
+            if self.prompt_version not in ("", call.prompt_version):
+                what = f"{line.where}: a document of several pages among single pictures, or the other way round"
+                raise ConfigError(what, hint="calibrate each for itself: they are asked by different prompts")
             self.prompt_version = call.prompt_version
         asked = [question for name, question in self.questions.items() if name in line.expected]
         if asked:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 from pydantic import BaseModel, ValidationError
 
 from qvl import analysis
+from qvl.analysis.confidence import CALIBRATED
 from qvl.analysis.product import AnalysisResult, ProductAnalysis, ProductFields
 from qvl.analysis.schema_types import schema_type
-from qvl.calibration.calibration_file import PLACES
+from qvl.calibration.calibration_file import PAGES, PLACES
 from qvl.calibration.calibrator import AnalysisJudge, Sureness, check_abstain, check_adapter
 from qvl.errors import AnalysisError, ConfigError, RequestError
 from qvl.evidence.answer_form import EVIDENCE, PAGE_OF, AnswerForm, ReadAnswer, evidence_fields, has_shapes, shapes_in
@@ -54,7 +55,10 @@ BUNDLED: Final = "bundled"
 
 
 class AnalyzeCall(Call[AnalysisResult[object]]):
-    """The analysis of one product shown in `sources` (pictures, or message parts of them); `params` as in `ask`."""
+    """The analysis of one product shown in `sources` (pictures, or message parts of them); `params` as in `ask`.
+
+    What the calibration is not of is refused; with `raw_elsewhere` it has raw confidences, unless it must abstain.
+    """
 
     task = "analyze"
     needs_capabilities = True
@@ -72,6 +76,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         policy: MediaPolicy | None = None,
         started: float | None = None,
         calibrator: Calibrator | None = None,
+        raw_elsewhere: bool = False,
     ) -> None:
         super().__init__(cache, namespace=namespace, policy=policy, started=started)
         self._params = params
@@ -102,6 +107,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         self._placed = bool(self._fields) or has_shapes(self._asked)
         self._form: AnswerForm | None = None
         self._calibrator = calibrator
+        self._raw_elsewhere = raw_elsewhere
         self._abstain = params.get("abstain")
         check_abstain(self._abstain, calibrator)
         self._adapter = params.get("adapter", "")
@@ -139,13 +145,12 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
             value.evidence = evidence
         shapes = shapes_in(data, self._asked) if self._placed and data is not None else ()
         outer = self._type.outer
-        fields = sure.field_confidence
         return AnalysisResult(
             value=self._type.value(value),
             result=result,
             evidence=evidence,
             pages={outer(path): page for path, page in pages.items()},
-            shapes=tuple([_located(outer(path), shape, fields.get(outer(path))) for path, shape in shapes]),
+            shapes=tuple([_located(outer(path), shape, sure) for path, shape in shapes]),
             **facts,
         )
 
@@ -202,8 +207,15 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         what = f"{name} has more pages than one request takes"
         if has_shapes(self._asked):
             raise RequestError(f"{what}, and boxes as fields cannot be merged", hint="name fewer pages", param="pages")
-        if self._abstain is not None:
-            raise RequestError(f"{what}, and abstain is for one request", hint="name fewer pages", param="abstain")
+        calibrator = self._calibrator_of_analyses()
+        if calibrator is None:
+            return
+        # Merged from several answers, a value has no confidence that a calibration could be of.
+        if calibrator.thresholds(self._abstain) is not None:
+            raise RequestError(f"{what}, and abstain is for one request", hint="name one page", param="abstain")
+        if not self._raw_elsewhere:
+            what = f"{what}, and the calibration is of one request"
+            raise RequestError(what, hint="name one page, or ask without it", param="calibration")
 
     def shown(self) -> list[int | None]:
         """Return the page of each picture of the request, None for one that is no page; known once it is loaded."""
@@ -219,11 +231,21 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         whole = kept.get("confidence")
         return Sureness(whole, fields, kept.get("confidence_method"), whole, fields)
 
-    def _judged(self) -> AnalysisJudge | None:
-        """Return what judges the answer; None without a calibration of analyses."""
+    def _calibrator_of_analyses(self) -> Calibrator | None:
         calibrator = self._calibrator
         if calibrator is None or (calibrator.calibration.analysis is None and self._abstain is None):
             return None
+        return calibrator
+
+    def _judged(self) -> AnalysisJudge | None:
+        """Return what judges the answer; None without a calibration of analyses."""
+        calibrator = self._calibrator_of_analyses()
+        if calibrator is None:
+            return None
+        if self._raw_elsewhere and calibrator.thresholds(self._abstain) is None:
+            schema = analysis.generation_schema(self.schema)
+            if not calibrator.covers(self.prompt_version, self.language, schema):
+                return None
         # Before an answer is paid for.
         calibrator.check()
         return AnalysisJudge(
@@ -245,7 +267,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
             own = analysis.generation_schema(self.schema)
             self._form = AnswerForm(own, (), pages=numbers)
             asked, sentence = self._form.asked(), pages_sentence(self.language)
-            self.prompt_version = f"{analysis.prompt_version(self.schema)}-pages-{PAGES_VERSION}"
+            self.prompt_version = f"{analysis.prompt_version(self.schema)}{PAGES}{PAGES_VERSION}"
         if self._placed:
             coordinates = self._backend.coordinates
             shown = map(still, paged(pictures))
@@ -346,8 +368,12 @@ def version_of(schema: type[BaseModel], backend: Backend, *, evidence: bool) -> 
     return f"{plain}{PLACES}{EVIDENCE_VERSION}-{backend.coordinates.convention}"
 
 
-def _located(label: str, shape: Box | Point, sure: float | None) -> Located:
-    return Located(label, **{shape.form: shape}, confidence=sure)  # type: ignore[arg-type]
+def _located(label: str, shape: Box | Point, sure: Sureness) -> Located:
+    item = Located(label, **{shape.form: shape}, confidence=sure.field_confidence.get(label))  # type: ignore[arg-type]
+    if sure.confidence_method != CALIBRATED:
+        return item
+    raw = sure.raw_field_confidence.get(label)
+    return dataclasses.replace(item, raw_confidence=raw, confidence_method=CALIBRATED)
 
 
 def _evidence(kept: Confidence) -> dict[str, Located | None]:

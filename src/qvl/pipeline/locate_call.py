@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from qvl.analysis.confidence import CALIBRATED
-from qvl.calibration.abstain import BELOW
 from qvl.calibration.calibrator import check_adapter
 from qvl.errors import AnalysisError, ConfigError
 from qvl.evidence.coordinates import Frame
@@ -151,10 +150,14 @@ class LocateCall(Call[Locations]):
         if self._calibrator is None or self.points:
             return Locations(found, result)
         told = [self._calibrator.located(item, self.prompt_version) for item in found]
-        unsure = [item for item, sure in told if not sure]
-        notes = [f"left out a box for {item.label!r}: {BELOW}, {item.confidence:.2f}" for item in unsure]
+        unsure = [
+            f"{item.label!r}: {reason}" + ("" if item.confidence is None else f", {item.confidence:.2f}")
+            for item, reason in told
+            if reason
+        ]
+        notes = [f"left out a box for {one}" for one in unsure]
         if len(self.targets) > 1 and any(item.confidence_method == CALIBRATED for item, _ in told):
             # What else is looked for changes an answer.
             notes.append("the confidences were calibrated on each target asked for alone")
         result = dataclasses.replace(result, notes=(*result.notes, *notes))
-        return Locations([item for item, sure in told if sure], result)
+        return Locations([item for item, reason in told if reason is None], result)

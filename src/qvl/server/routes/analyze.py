@@ -10,11 +10,10 @@ from urllib.parse import parse_qs
 
 from pydantic import BaseModel, ValidationError
 
-from qvl.analysis.parse_answer import check_language, generation_schema
 from qvl.analysis.product import ProductAnalysis
 from qvl.errors import RequestError
 from qvl.ids import new_id
-from qvl.pipeline.analyze_call import AnalyzeCall, version_of
+from qvl.pipeline.analyze_call import AnalyzeCall
 from qvl.pipeline.analyze_document import analyze as analyze_pages
 from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.server.answers import Analysis
@@ -28,8 +27,6 @@ from qvl.types import ChatRequest, JsonMapping, Message
 
 if TYPE_CHECKING:
     from qvl.analysis.product import AnalysisResult
-    from qvl.calibration.calibrator import Calibrator
-    from qvl.pipeline.executor import Executor
     from qvl.pipeline.parse_request import AnalyzeParams
     from qvl.server.exchange import Exchange
 
@@ -108,22 +105,10 @@ async def _analyze(
             namespace=core.namespace(exchange.tenant),
             policy=core.settings.media,
             started=exchange.started,
-            calibrator=_calibrator(core.executor, body, schema, language),
+            calibrator=core.executor.calibrator,
+            raw_elsewhere=True,
         ),
     )
-
-
-def _calibrator(executor: Executor, body: AnalyzeRequest, schema: type[BaseModel], language: str) -> Calibrator | None:
-    """Return what calibrates the answer: None for a schema, or evidence, that the server's calibration is not of.
-
-    Such answers have raw confidences, and say so; where something must not be told, the request is refused instead.
-    """
-    calibrator = executor.calibrator
-    if calibrator is None or body.abstain is not None or calibrator.abstain is not None:
-        return calibrator
-    version = version_of(schema, executor.backend, evidence=body.evidence)
-    covered = calibrator.covers(version, check_language(language), generation_schema(schema))
-    return calibrator if covered else None
 
 
 def _schema(schema: JsonMapping) -> type[BaseModel]:
