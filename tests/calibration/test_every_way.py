@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from PIL import Image
@@ -13,16 +15,18 @@ from pydantic import BaseModel
 from qvl import AsyncPipeline, Box, MediaPolicy, Pipeline
 from qvl.analysis.parse_answer import generation_schema
 from qvl.analysis.product import ProductAnalysis
-from qvl.backends.base import Backend
+from qvl.backends.base import Backend, OwnDecisions
 from qvl.calibration import Calibration
 from qvl.calibration.calibration_file import AnalysisCalibration, FieldCalibration, LocationsCalibration
 from qvl.decisions import Predicate
-from qvl.errors import ConfigError, RequestError
+from qvl.errors import BackendResponseError, ConfigError, RequestError, UnsupportedInputError
+from qvl.evaluation.calibrate import calibrate
 from qvl.evaluation.collect import Collector
 from qvl.evaluation.labelled import read_labelled
 from qvl.evidence.prompts import LOCATE_VERSION
 from qvl.pipeline.analyze_call import version_of
-from qvl.types import ChatRequest, Chunk, JsonObject, Usage
+from qvl.server.openai_decisions_3_57 import answers_from
+from qvl.types import ChatRequest, Chunk, JsonMapping, JsonObject, Usage
 from tests.calibration.made import HALVED, calibration_for, halved
 from tests.evaluation.shelf import PLACE, Reader
 from tests.media.papers import BAG, MUG, SHOE, paper
@@ -98,6 +102,35 @@ def test_a_box_that_is_a_field_has_the_calibrated_confidence_and_says_so() -> No
     assert (raw.confidence_method, raw.raw_confidence, raw.confidence) == (None, None, pytest.approx(0.64**3))
 
 
+def test_a_box_without_a_calibration_is_left_out_as_a_whole_where_it_may_be_null() -> None:
+    backend = Reader(model="qwen3-vl-r", answer=lambda _: {"brand": "NORVIK", "where": json.loads(PLACE)})
+    made = analyses(Part, backend, "brand")
+    with Pipeline(backend=backend, cache="off", calibration=made, abstain=0.01) as pipe:
+        told = pipe.analyze_result(UNSURE, schema=Part)
+    assert (told.value, told.shapes) == (Part(brand="NORVIK", where=None), ())
+    assert told.abstained == {"where": "not_calibrated"}
+
+
+class Line(BaseModel):
+    text: str | None
+    price: float
+
+
+class Receipt(BaseModel):
+    brand: str | None
+    lines: list[Line]
+
+
+def test_what_could_not_be_left_out_is_refused_before_it_is_asked() -> None:
+    backend = Reader(answer=lambda _: {"brand": "NORVIK", "lines": [{"text": None, "price": 12.5}]})
+    made = analyses(Receipt, backend, "brand")
+    with Pipeline(backend=backend, cache="off", calibration=made) as pipe:
+        with pytest.raises(ConfigError, match=r"abstain: the field 'lines.\*.price' of Receipt cannot be null"):
+            pipe.analyze(UNSURE, schema=Receipt, abstain=0.5)
+        assert backend.asked == 0
+        assert pipe.analyze(UNSURE, schema=Receipt, abstain={"brand": 0.5}).lines[0].price == 12.5
+
+
 def placed(_: float) -> JsonObject:
     brand, whole = json.loads(PLACE), [0, 0, 500, 500]
     return {
@@ -154,3 +187,75 @@ def test_a_decision_without_a_probability_is_not_sure(abstain: float | None) -> 
         answer = pipe.decide(UNSURE, asked)["new"]
     assert (answer.method, answer.confidence) == ("choice", None)
     assert (answer.value, answer.abstained) == ((None, "not_calibrated") if abstain else (True, None))
+
+
+class Broken(OwnDecisions):
+    """Has decisions of its own, which fail."""
+
+    async def ask(self, request: ChatRequest, questions: Sequence[JsonMapping]) -> NoReturn:
+        raise BackendResponseError("it is another one")
+
+
+@dataclass
+class Failing(Reader):
+    """An endpoint whose own decisions fail, so that it is asked otherwise."""
+
+    async def own_decisions(self) -> OwnDecisions:
+        own = Broken()
+        own.images = True
+        return own
+
+
+def test_an_answer_by_another_method_than_was_calibrated_is_not_sure() -> None:
+    asked = Predicate("Is it new?", "new")
+    backend = Failing()
+    made = calibration_for(backend.identity(), asked)
+    assert made.decisions is not None
+    (key, one), *_ = made.decisions.questions.items()
+    for method, confidence, abstained in (
+        ("", halved(0.64), None),
+        ("top_logprobs", halved(0.64), None),
+        ("decisions", 0.64, "not_calibrated"),
+    ):
+        only = {key: one.model_copy(update={"method": method})}
+        of = made.model_copy(update={"decisions": made.decisions.model_copy(update={"questions": only})})
+        with Pipeline(backend=backend, cache="off", calibration=of) as pipe:
+            answer = pipe.decide(UNSURE, asked)["new"]
+            careful = pipe.decide(UNSURE, asked, abstain=0.1)["new"]
+        assert (answer.value, answer.method, answer.confidence) == (True, "top_logprobs", pytest.approx(confidence))
+        assert answer.calibrated == (method != "decisions")
+        assert careful.abstained == abstained
+
+
+@pytest.mark.asyncio
+async def test_a_calibration_names_the_method_and_takes_one_alone(tmp_path: Path) -> None:
+    asked = Predicate("Is it new?", "new")
+    (tmp_path / "labels.jsonl").write_text(
+        "".join(
+            json.dumps({"id": str(n), "image": f"{n}.png", "expected": {"new": n % 3 > 0}}) + "\n" for n in range(60)
+        )
+    )
+    for number in range(60):
+        Image.new("RGB", (400 + 5 * number, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    labels = read_labelled([str(tmp_path / "labels.jsonl")])
+    async with AsyncPipeline(backend=Reader(), cache="off") as pipe:
+        collector = Collector(pipe, labels, questions=[asked])
+        made, _ = calibrate(collector, await collector.collect(), pipe.backend.identity())
+    assert made.decisions is not None
+    assert [one.method for one in made.decisions.questions.values()] == ["top_logprobs"]
+    backend = Reader()
+    async with AsyncPipeline(backend=backend, cache="off", concurrency=1) as pipe:
+        collector = Collector(pipe, labels, questions=[asked])
+
+        def advance() -> None:
+            backend.logprobs = False
+
+        with pytest.raises(ConfigError, match="'new' was answered by 'choice', before by 'top_logprobs'"):
+            await collector.collect(advance)
+
+
+def test_an_answer_without_probabilities_says_why_and_not_what_failed_before() -> None:
+    with Pipeline(backend=Failing(logprobs=False), cache="off") as pipe:
+        told = pipe.decide(UNSURE, "Is it new?")
+    with pytest.raises(UnsupportedInputError, match=r"questions\[0\]: the answer stands alone, without probabilities"):
+        answers_from(told, "m")

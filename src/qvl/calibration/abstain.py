@@ -11,11 +11,13 @@ from urllib.parse import unquote
 
 from qvl.backends.schema_bounds import at_pointer
 from qvl.errors import ConfigError
+from qvl.evidence.answer_form import form_of
 from qvl.suggest import nearest
 from qvl.types import JsonMapping, JsonObject
 
 BELOW: Final = "below_threshold"
 UNKNOWN: Final = "not_calibrated"
+_DEEPEST: Final = 32
 AbstainLike: TypeAlias = "float | Mapping[str, float] | Thresholds"
 
 
@@ -96,6 +98,29 @@ def has_field(schema: JsonMapping, name: str) -> bool:
     for part in name.split("."):
         found = [step for inner in found for step, _ in _steps(inner, part, schema)]
     return bool(found)
+
+
+def leaf_names(schema: JsonMapping) -> list[str]:
+    """Return the name of every scalar, box and point that a schema names, `*` for a place in a list."""
+    found: dict[str, None] = {}
+
+    def walk(node: object, name: str, above: tuple[int, ...]) -> None:
+        for option in _options(node, schema):
+            if not isinstance(option, Mapping) or id(option) in above or len(above) > _DEEPEST:
+                continue
+            if form_of(option):
+                found[name] = None
+                continue
+            inner = {str(part): below for part, below in (option.get("properties") or {}).items()}
+            if isinstance(option.get("items"), Mapping):
+                inner["*"] = option["items"]
+            if not inner and name and option.get("type") not in ("object", "array", "null"):
+                found[name] = None
+            for part, below in inner.items():
+                walk(below, f"{name}.{part}" if name else part, (*above, id(option)))
+
+    walk(schema, "", ())
+    return list(found)
 
 
 def _options(schema: object, top: JsonMapping, depth: int = 0) -> list[JsonMapping | bool]:

@@ -40,10 +40,15 @@ class FieldCalibration(BaseModel):
 
 
 class QuestionCalibration(FieldCalibration):
-    """The calibration of one question of `decide()`."""
+    """The calibration of one question of `decide()`; `method` is how its probabilities were read ("": any way)."""
 
     name: str
     question: JsonObject
+    method: str = ""
+
+    def is_of(self, method: str) -> bool:
+        """Return whether it holds for probabilities that were read by `method`: others are distributed otherwise."""
+        return self.method in ("", method)
 
 
 class AnalysisCalibration(BaseModel):

@@ -10,7 +10,16 @@ from weakref import WeakKeyDictionary
 
 from qvl.analysis.confidence import CALIBRATED
 from qvl.analysis.parse_answer import generation_schema
-from qvl.calibration.abstain import AbstainLike, Emptied, Thresholds, how_emptied, read_abstain, reason_for, without
+from qvl.calibration.abstain import (
+    AbstainLike,
+    Emptied,
+    Thresholds,
+    how_emptied,
+    leaf_names,
+    read_abstain,
+    reason_for,
+    without,
+)
 from qvl.calibration.calibration_file import (
     AnalysisCalibration,
     Calibration,
@@ -23,6 +32,7 @@ from qvl.calibration.calibration_file import (
 )
 from qvl.decisions.questions import asked_text
 from qvl.errors import ConfigError
+from qvl.evidence.answer_form import shapes_in
 from qvl.types import JsonMapping, JsonObject
 
 if TYPE_CHECKING:
@@ -113,11 +123,12 @@ class Calibrator:
         made = self.calibration.question(decision.question, prompt_version)
         if made is None or decision.refused:
             return decision
-        raw = decision.confidence
-        if raw is not None:
-            decision = replace(decision, confidence=made.curve.apply(raw), confidence_method=CALIBRATED)
+        raw, sure = decision.confidence, None
+        if raw is not None and made.is_of(decision.method):
+            sure = made.curve.apply(raw)
+            decision = replace(decision, confidence=sure, confidence_method=CALIBRATED)
         least = self._least(decision.question, made, abstain)
-        reason = None if least is None else reason_for(decision.confidence, least)
+        reason = None if least is None else reason_for(sure, least)
         return decision if reason is None else replace(decision, value=None, abstained=reason)
 
     def _least(self, question: Question, made: QuestionCalibration | None, abstain: AbstainLike | None) -> float | None:
@@ -242,6 +253,9 @@ class AnalysisJudge:
             for name in self._made.fields:
                 if self._thresholds.of(name) is not None:
                     self._emptied(name)
+            for name in map(schema.outer, () if self._thresholds.every is None else leaf_names(self._generated)):
+                if not any(above in self._made.fields for above in prefixes(name)):
+                    self._emptied(name)
 
     def judge(self, sure: Sureness, data: JsonMapping) -> tuple[Sureness, JsonObject]:
         """Return the calibrated Sureness of the answer `data`, and the answer without what is too unsure.
@@ -302,9 +316,10 @@ class AnalysisJudge:
         return next((unit for unit in prefixes(path) if field_name(unit) in self._made.fields), None)
 
     def _units(self, data: JsonMapping) -> list[str]:
-        """Return every part of an answer that is sure or unsure as a whole."""
-        found = map(self._schema.outer, leaf_paths(data))
-        return list(dict.fromkeys(self._unit(path) or path for path in found))
+        """Return every part of an answer that is sure or unsure as a whole; a box or point is one."""
+        places = {path for path, _ in shapes_in(data, self._generated)}
+        whole = [next((place for place in prefixes(path) if place in places), path) for path in leaf_paths(data)]
+        return list(dict.fromkeys(self._unit(path) or path for path in map(self._schema.outer, whole)))
 
     def _emptied(self, name: str) -> Emptied:
         how = how_emptied(self._generated, self._schema.inner(name))

@@ -35,7 +35,7 @@ class Decision:
         raw_confidence: the probability of the likeliest value, in any case.
         confidence_method: "label_probability" or "calibrated".
         abstained: why the answer is not told, so that `value` is None: "below_threshold", or "not_calibrated" where
-            it came without a confidence.
+            it came without a probability, or by another method than those that were calibrated.
     """
 
     question: Question

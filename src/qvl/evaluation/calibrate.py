@@ -153,7 +153,7 @@ def calibrate(
         for name, samples in collected.questions.items():
             question: Question = collector.questions[name]
             made[question_key(question)] = QuestionCalibration(
-                **entry(name, samples), name=name, question=asked_json(question)
+                **entry(name, samples), name=name, question=asked_json(question), method=collected.methods[name]
             )
         decided = DecisionsCalibration(prompt_version=PROMPT_VERSION, questions=made)
     # Through JSON, as it will be read again.

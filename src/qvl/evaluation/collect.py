@@ -58,7 +58,7 @@ class Judged:
 class Collected:
     """The samples that were asked, by field, by question and by located target, and what could not be compared.
 
-    `evidence` is of the boxes beside fields, by the name of the field.
+    `evidence` is of the boxes beside fields, by the name of the field; `methods` are those of the questions' answers.
     """
 
     fields: dict[str, list[Judged]] = field(default_factory=dict)
@@ -66,6 +66,7 @@ class Collected:
     targets: dict[str, list[Judged]] = field(default_factory=dict)
     questions: dict[str, list[Judged]] = field(default_factory=dict)
     answers: list[Judged] = field(default_factory=list)
+    methods: dict[str, str] = field(default_factory=dict)
     unanswered: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     asked: int = 0
@@ -295,6 +296,9 @@ class Collector:
             self._add_boxes(found, found.targets.setdefault(target, []), target, index, labels, boxes)
         for decision in answered.decisions or ():
             name = decision.name or str(decision.question.instructions)
+            if (method := found.methods.setdefault(name, decision.method)) != decision.method:
+                what = f"{line.where}: {name!r} was answered by {decision.method!r}, before by {method!r}"
+                raise ConfigError(what, hint="--cache-mode refresh, once the endpoint answers all one way")
             if decision.raw_confidence is None:
                 raise _no_confidence()
             right = decision.value == line.expected[name]

@@ -277,7 +277,7 @@ def _answer(answer: Decision, where: str) -> JsonObject:
         return {"type": "refusal", "name": answer.name, **told, **answer.sureness()}
     shares = answer.probabilities
     if shares is None:
-        what = f"{where}: {answer.notes[0]}, which this answer must have"
+        what = f"{where}: {answer.notes[-1]}, which this answer must have"
         raise UnsupportedInputError(what, hint="a local model, vLLM, or an endpoint with logprobs", param=where)
     head = {"type": answer.type, "name": answer.name, "label_mass": answer.label_mass, "method": answer.method}
     if answer.type == "predicate":

@@ -293,7 +293,7 @@ def _answer(answer: Decision, asked: JsonMapping, where: str) -> JsonObject:
         return {"type": "refusal", "x_reason": answer.notes[-1], **told}
     shares = answer.probabilities
     if shares is None:
-        what = f"{where}: {answer.notes[0]}, which this answer must have"
+        what = f"{where}: {answer.notes[-1]}, which this answer must have"
         raise UnsupportedInputError(what, hint="a local model, vLLM, or an endpoint with logprobs", param=where)
     if isinstance(answer.question, Predicate):
         return {"type": "noul", "noul": shares[True], **told}

@@ -254,7 +254,7 @@ def _is_block(value: object) -> bool:
 def _answer(answer: Decision, asked: Asked, name: str) -> NoulAnswer | ChoiceAnswer | ScoreAnswer:
     shares = answer.probabilities
     if shares is None:
-        what = f"questions.{name[:80]}: {answer.notes[0]}, which a decision model must have"
+        what = f"questions.{name[:80]}: {answer.notes[-1]}, which a decision model must have"
         raise UnsupportedInputError(what, hint="a local model, vLLM, or an endpoint with logprobs", param="model")
     if isinstance(asked, Noul):
         return NoulAnswer(type="noul", noul=shares[True])
