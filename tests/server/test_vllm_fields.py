@@ -377,6 +377,24 @@ def test_a_budget_is_a_bound_of_the_thought(thinking: Running) -> None:
     assert refused(thinking, extra={"thinking_token_budget": -1}) == "thinking_token_budget"
 
 
+def test_the_form_of_an_answer_is_enforced_on_every_route(local: Running) -> None:
+    asking, model = client(local), client(local).models.list().data[0].id
+    choice: Any = {"structured_outputs": {"choice": ["quince", "medlar"]}}
+    fruits = ("quince", "medlar")
+    for prompt in ("What?", [300, 301]):
+        whole = asking.completions.create(model=model, prompt=prompt, max_tokens=16, extra_body=choice)
+        assert whole.choices[0].text in fruits
+    events = asking.completions.create(model=model, prompt="What?", max_tokens=16, stream=True, extra_body=choice)
+    assert "".join(event.choices[0].text for event in events if event.choices) in fruits
+    form = {"response_format": {"type": "regex", "pattern": "[0-9]{3}"}}
+    assert asking.completions.create(model=model, prompt="x", max_tokens=9, extra_body=form).choices[0].text.isdigit()
+    assert asking.responses.create(model=model, input="What?", extra_body=choice).output_text in fruits
+    for fields in ({"text": {"format": {"type": "json_object"}}, **choice}, {"structured_outputs": {"regex": "("}}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            asking.responses.create(model=model, input="What?", extra_body=fields)
+        assert str(caught.value.param).startswith("structured_outputs")
+
+
 def test_every_published_effort_is_known(thinking: Running) -> None:
     ask, model = client(thinking).responses.create, client(thinking).models.list().data[0].id
     for effort in get_args(get_args(ReasoningEffort)[0]):

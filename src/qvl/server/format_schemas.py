@@ -7,9 +7,10 @@ from typing import Annotated, Final, Literal, NotRequired, TypeAlias
 from pydantic import BeforeValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from qvl.server.neutral_fields import without_null_fields
+from qvl.errors import RequestError
+from qvl.server.neutral_fields import without_null_fields, without_switched_off
 from qvl.server.request_body import MAX_FIELDS
-from qvl.types import JsonObject
+from qvl.types import JsonMapping, JsonObject
 
 STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 # One fault is told, so one is looked for: a body may hold any number of them. How many choices and prompts there may be
@@ -64,3 +65,37 @@ class StructuredOutputs(TypedDict):
     regex: NotRequired[str]
     choice: NotRequired[Texts]
     grammar: NotRequired[str]
+
+
+# None of them switched on is none at all.
+Structured: TypeAlias = Annotated[StructuredOutputs, BeforeValidator(without_switched_off)] | None
+
+
+def asked_format(form: JsonMapping | None, outputs: StructuredOutputs | None, name: str) -> JsonObject | None:
+    """Return the form that a request wants its answer in, as a `response_format`; None if it wants none.
+
+    `form` is what the request says in its field `name`.
+
+    Raises:
+        RequestError: it says more than one thing.
+    """
+    if not outputs:
+        return None if form is None else {**form}
+    if form is not None or len(outputs) != 1:
+        raise RequestError(
+            f"structured_outputs must be one of json, json_object, regex, choice, grammar, without {name}",
+            param="structured_outputs",
+            code="invalid_value",
+        )
+    if "json" in outputs:
+        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": outputs["json"]}}
+    if "regex" in outputs:
+        return {"type": "regex", "pattern": outputs["regex"]}
+    if "grammar" in outputs:
+        return {"type": "grammar", "pattern": outputs["grammar"]}
+    return {"type": "choice", "choices": outputs["choice"]} if "choice" in outputs else {"type": "json_object"}
+
+
+def name_of_format(form: JsonMapping | None, outputs: StructuredOutputs | None) -> dict[str, str]:
+    """Return what the client calls a `response_format`, where it is made of its `structured_outputs`."""
+    return {"response_format": f"structured_outputs.{next(iter(outputs))}"} if outputs and form is None else {}

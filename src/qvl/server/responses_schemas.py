@@ -23,6 +23,7 @@ from qvl.server.schemas import (
     JsonSchema,
     PlainFormat,
     Sampling,
+    Structured,
     read_by_hand,
 )
 from qvl.types import JsonObject
@@ -135,6 +136,7 @@ class ResponsesRequest(Sampling):
     reasoning: ReasoningOptions | None = None
     include_reasoning: IncludeReasoning = None
     text: TextOptions | None = None
+    structured_outputs: Structured = None
     tools: (
         Annotated[
             list[Annotated[ResponsesTool, BeforeValidator(as_called_directly)]],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Annotated, Final, Literal, NotRequired, TypeAlias, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, with_config
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, with_config
 from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict
 
@@ -19,9 +19,8 @@ from qvl.server.format_schemas import STRICT as STRICT
 from qvl.server.format_schemas import JsonSchema as JsonSchema
 from qvl.server.format_schemas import PlainFormat as PlainFormat
 from qvl.server.format_schemas import ResponseFormat
-from qvl.server.format_schemas import StructuredOutputs as StructuredOutputs
+from qvl.server.format_schemas import Structured as Structured
 from qvl.server.format_schemas import Texts as Texts
-from qvl.server.neutral_fields import without_switched_off
 from qvl.server.readiness import tiny_png
 from qvl.types import JsonObject
 
@@ -285,7 +284,7 @@ class ChatCompletionRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    structured_outputs: Annotated[StructuredOutputs, BeforeValidator(without_switched_off)] | None = None
+    structured_outputs: Structured = None
     tools: Tools | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolsChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -310,6 +309,8 @@ class CompletionRequest(Sampling):
     max_tokens: int | None = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = Field(None, description="The answer begins with the prompt, which is continued as it stands.")
+    response_format: ResponseFormat | None = None
+    structured_outputs: Structured = None
     best_of: Literal[1] | None = None
     suffix: str | None = None
     # The prompt becomes a message, which the model's template sets up either way.

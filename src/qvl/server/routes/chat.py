@@ -17,6 +17,7 @@ from qvl.server.answers import (
     MessageDelta,
     data_event,
 )
+from qvl.server.format_schemas import asked_format, name_of_format
 from qvl.server.openai_format import (
     StreamUsage,
     answer_head,
@@ -28,10 +29,10 @@ from qvl.server.openai_format import (
     tool_delta,
     usage_of,
 )
-from qvl.server.schemas import ChatCompletionRequest, StructuredOutputs
+from qvl.server.schemas import ChatCompletionRequest
 from qvl.server.serving import chat_request, name_request, picture_params, read_request, stream
 from qvl.server.tool_choice import choose_tools
-from qvl.types import Chunk, JsonObject, Result
+from qvl.types import Chunk, Result
 
 if TYPE_CHECKING:
     from qvl.pipeline.parse_request import RequestParams
@@ -62,9 +63,7 @@ def _names(body: ChatCompletionRequest) -> dict[str, str]:
     names = {"max_completion_tokens": "max_tokens"}
     if body.max_completion_tokens is not None:
         names = {"max_tokens": "max_completion_tokens"}
-    if body.structured_outputs and body.response_format is None:
-        names["response_format"] = f"structured_outputs.{next(iter(body.structured_outputs))}"
-    return names
+    return names | name_of_format(body.response_format, body.structured_outputs)
 
 
 async def _read(exchange: Exchange, body: ChatCompletionRequest) -> ServedRequest:
@@ -87,16 +86,9 @@ async def _read(exchange: Exchange, body: ChatCompletionRequest) -> ServedReques
         params.update(choose_tools(body.tools or (), body.tool_choice))
     if body.parallel_tool_calls is not None:
         params["parallel_tool_calls"] = body.parallel_tool_calls
-    if body.response_format is not None:
-        params["response_format"] = body.response_format
-    if body.structured_outputs:
-        if body.response_format is not None or len(body.structured_outputs) != 1:
-            raise RequestError(
-                "structured_outputs must be one of json, json_object, regex, choice, grammar, without response_format",
-                param="structured_outputs",
-                code="invalid_value",
-            )
-        params["response_format"] = _response_format(body.structured_outputs)
+    form = asked_format(body.response_format, body.structured_outputs, "response_format")
+    if form is not None:
+        params["response_format"] = form
     return await chat_request(exchange, body.model, body.messages, params, body.model_extra)
 
 
@@ -131,16 +123,6 @@ def _of_prompt(body: ChatCompletionRequest) -> RequestParams:
 def _echoed(served: ServedRequest, body: ChatCompletionRequest) -> str:
     """Return the text that the answer begins with."""
     return served.request.messages[-1].text if body.echo else ""
-
-
-def _response_format(outputs: StructuredOutputs) -> JsonObject:
-    if "json" in outputs:
-        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": outputs["json"]}}
-    if "regex" in outputs:
-        return {"type": "regex", "pattern": outputs["regex"]}
-    if "grammar" in outputs:
-        return {"type": "grammar", "pattern": outputs["grammar"]}
-    return {"type": "choice", "choices": outputs["choice"]} if "choice" in outputs else {"type": "json_object"}
 
 
 def _completion(result: Result, served: ServedRequest, body: ChatCompletionRequest) -> ChatCompletion:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from qvl.errors import RequestError
 from qvl.server.answers import Completion, CompletionChunk, TextChoice, TextLogprobs, TextPiece, data_event
+from qvl.server.format_schemas import asked_format, name_of_format
 from qvl.server.openai_format import StreamUsage, answer_head, finish_word, notes_of, prompt_scores, usage_of
 from qvl.server.schemas import CompletionRequest
 from qvl.server.serving import chat_request, name_request, stream, stream_together, validated
@@ -31,11 +32,11 @@ async def completions(exchange: Exchange) -> None:
     """Answer one or several prompts, as JSON or as server-sent events."""
     body = validated(CompletionRequest, await exchange.body())
     name_request(exchange, body)
-    exchange.field_names = _NAMES
+    exchange.field_names = _NAMES | name_of_format(body.response_format, body.structured_outputs)
     if body.echo:
         # What it is made of.
         made = {name: "echo" for name in ("return_token_ids", "prompt_logprobs") if getattr(body, name) is None}
-        exchange.field_names = {**_NAMES, **made}
+        exchange.field_names = {**exchange.field_names, **made}
     _check(body)
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
@@ -82,6 +83,9 @@ def _prompts(body: CompletionRequest) -> list[str] | list[list[int]]:
 async def _read(exchange: Exchange, body: CompletionRequest, prompts: Sequence[str | list[int]]) -> list[ServedRequest]:
     params = body.sampling()
     params["max_tokens"] = body.max_tokens or (1 if body.echo else 16)
+    form = asked_format(body.response_format, body.structured_outputs, "response_format")
+    if form is not None:
+        params["response_format"] = form
     if body.logprobs is not None:
         params["logprobs"] = body.logprobs
     if body.echo:

@@ -12,6 +12,7 @@ from qvl.ids import new_id
 from qvl.pipeline.parse_fields import unknown
 from qvl.server.answers import DeletedResponse, InputItemList, OutputItem, Response, dumps
 from qvl.server.errors import HttpError
+from qvl.server.format_schemas import asked_format, name_of_format
 from qvl.server.response_store import PREFIX, KeptResponse, not_found, not_kept
 from qvl.server.responses_input import item_texts, messages_of
 from qvl.server.responses_output import EventWriter, ItemMaker, finished
@@ -48,7 +49,9 @@ async def responses(exchange: Exchange) -> None:
     """
     body = await read_request(exchange, ResponsesRequest, lambda body: item_texts(body.input))
     name_request(exchange, body)
-    exchange.field_names = _NAMES if "reasoning_effort" in (body.model_extra or ()) else _NAMES | _EFFORT
+    exchange.field_names = _NAMES | name_of_format(None, body.structured_outputs)
+    if "reasoning_effort" not in (body.model_extra or ()):
+        exchange.field_names |= _EFFORT
     await exchange.until_done(lambda: _answer(exchange, body))
 
 
@@ -171,10 +174,10 @@ async def _read(
         params.update(choose_tools(params.get("tools", ()), body.tool_choice))
     if body.text is not None and body.text.verbosity is not None:
         fields["verbosity"] = body.text.verbosity
-    if body.text is not None and body.text.format is not None:
-        form: JsonObject = {**body.text.format}
-        if form["type"] == "json_schema":
-            form = {"type": form.pop("type"), "json_schema": form}
+    form: JsonObject | None = None if body.text is None or body.text.format is None else {**body.text.format}
+    if form is not None and form["type"] == "json_schema":
+        form = {"type": form.pop("type"), "json_schema": form}
+    if (form := asked_format(form, body.structured_outputs, "text.format")) is not None:
         params["response_format"] = form
     key = exchange.core.keys.signing_key
     messages: list[JsonObject] = [{"role": "system", "content": body.instructions}] if body.instructions else []
