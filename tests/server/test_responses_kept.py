@@ -110,6 +110,11 @@ def test_a_reference_to_an_item_stands_for_it(client: openai.OpenAI, server: Run
     items: Any = [{"type": "item_reference", "id": kept.output[0].id}, {"role": "user", "content": "and now"}]
     client.responses.create(model="echo-vl", input=items)
     assert [message.text for message in server.backend.requests[-1].messages] == ["one two", "and now"]
+    asked = client.responses.input_items.list(kept.id).data[0]
+    items[0] = {"type": "item_reference", "id": asked.id}
+    client.responses.create(model="echo-vl", input=items)
+    told = server.backend.requests[-1].messages
+    assert [(one.role, one.text) for one in told] == [("user", "one two"), ("user", "and now")]
     for ident in ("msg_" + "0" * 34, kept.output[0].id[:-2] + "ff", "msg"):
         with pytest.raises(openai.NotFoundError) as caught:
             client.responses.create(model="echo-vl", input=[{"type": "item_reference", "id": ident}])

@@ -395,6 +395,25 @@ def test_the_form_of_an_answer_is_enforced_on_every_route(local: Running) -> Non
         assert str(caught.value.param).startswith("structured_outputs")
 
 
+def test_a_prompt_that_is_only_repeated_counts_the_same_in_a_stream(local: Running) -> None:
+    model = client(local).models.list().data[0].id
+    ask = client(local).completions.create
+    fields: Any = {"model": model, "prompt": "A red mug", "max_tokens": 0, "echo": True}
+    whole = ask(**fields)
+    # The token that is written and not told may be the last of the model's answer.
+    facts = (Path(qvl.tiny.__file__).parent / "weights" / "generation_config.json").read_text(encoding="utf-8")
+    ending: Any = {"logit_bias": {str(json.loads(facts)["eos_token_id"][0]): 100}}
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    nothing: Any = {}
+    for extra in (nothing, ending):
+        events = list(ask(**fields, **extra, stream=True, stream_options=options))
+        assert [event.usage.completion_tokens for event in events if event.usage] == [0] * len(events)
+        assert events[-1].usage == whole.usage
+        pieces = [event.choices[0] for event in events if event.choices]
+        assert "".join(piece.text for piece in pieces) == whole.choices[0].text == "A red mug"
+        assert pieces[-1].finish_reason == whole.choices[0].finish_reason == "length"
+
+
 def test_every_published_effort_is_known(thinking: Running) -> None:
     ask, model = client(thinking).responses.create, client(thinking).models.list().data[0].id
     for effort in get_args(get_args(ReasoningEffort)[0]):

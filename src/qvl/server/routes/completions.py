@@ -18,7 +18,7 @@ from qvl.server.format_schemas import asked_format, name_of_format
 from qvl.server.openai_format import StreamUsage, answer_head, finish_word, notes_of, prompt_scores, usage_of
 from qvl.server.schemas import CompletionRequest
 from qvl.server.serving import chat_request, name_request, stream, stream_together, validated
-from qvl.types import Choice, Chunk, PromptFacts, Result, TokenLogprob, Usage
+from qvl.types import Choice, Chunk, FinishReason, PromptFacts, Result, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
@@ -169,6 +169,13 @@ def _logprobs(tokens: Sequence[TokenLogprob], offset: int, echoed: PromptFacts |
     return {"tokens": names, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
 
 
+def _without_answer(chunk: Chunk) -> Chunk:
+    """Return a chunk of an answer that only repeats its prompt, for which one token was written all the same."""
+    usage = None if chunk.usage is None else replace(chunk.usage, completion_tokens=0)
+    reason: FinishReason | None = None if chunk.finish_reason is None else "length"
+    return replace(chunk, text="", logprobs=(), token_ids=(), usage=usage, finish_reason=reason)
+
+
 class CompletionWriter:
     """Writes the events of a streamed completion."""
 
@@ -204,11 +211,11 @@ class CompletionWriter:
         return self._write(chunk, 0)
 
     def _write(self, chunk: Chunk, number: int) -> bytes:
+        if self._body.max_tokens == 0:
+            chunk = _without_answer(chunk)
         usage = self._usage.after(chunk)
         if not chunk.text and not chunk.logprobs and chunk.finish_reason is None:
             return b""
-        if self._body.max_tokens == 0:
-            chunk = replace(chunk, text="", logprobs=(), token_ids=())
         first, prompt = chunk.index not in self._begun, self._prompts.get(number)
         self._begun.add(chunk.index)
         echoed = prompt if self._body.echo and first else None
@@ -232,5 +239,7 @@ class CompletionWriter:
 
     def close(self, result: Result) -> bytes:
         """Return the event with usage and notes, if there is any need of one, and `[DONE]`."""
+        if self._body.max_tokens == 0:
+            result = replace(result, usage=replace(result.usage, completion_tokens=0))
         empty: TextPiece = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
         return self._usage.close(self._head, result, empty)

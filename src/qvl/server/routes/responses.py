@@ -20,7 +20,7 @@ from qvl.server.responses_schemas import ENCRYPTED, LOGPROBS, Included, Response
 from qvl.server.routes.files import is_newest_first, limit_of, query_of
 from qvl.server.serving import chat_request, name_request, picture_params, read_request, refuse_untold, stream
 from qvl.server.tool_choice import choose_tools
-from qvl.types import ChatRequest, JsonObject
+from qvl.types import ChatRequest, JsonMapping, JsonObject
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
@@ -144,7 +144,8 @@ async def _items(exchange: Exchange, body: ResponsesRequest) -> list[JsonObject]
                 raise not_kept(param)
             response = PREFIX + ident.partition("_")[2][:32]
             kept = await core.responses.find(core.namespace(exchange.tenant), response, param)
-            found = next((one for one in kept["response"]["output"] if one["id"] == ident), None)
+            known: list[JsonMapping] = [*kept["response"]["output"], *_sent(kept)]
+            found = next((one for one in known if one["id"] == ident), None)
             if found is None:
                 raise not_found(ident, param)
             item = {**found}
@@ -265,9 +266,7 @@ async def input_items(exchange: Exchange) -> None:
     limit, newest = limit_of(query, ITEMS_PAGE, MAX_ITEMS_PAGE), is_newest_first(query)
     ident = _ident(exchange, "/input_items")
     kept = await exchange.core.responses.find(exchange.core.namespace(exchange.tenant), ident)
-    made = (f"in_{ident.removeprefix(PREFIX)}{number:02x}" for number in range(len(kept["input"])))
-    sent = [_listed(item) | {"id": item.get("id") or own} for item, own in zip(kept["input"], made, strict=True)]
-    found = sent[::-1] if newest else sent
+    found = _sent(kept)[:: -1 if newest else 1]
     if (after := query.get("after")) is not None:
         at = next((place for place, item in enumerate(found) if item["id"] == after), None)
         if at is None:
@@ -287,6 +286,12 @@ def _query(exchange: Exchange, *known: str) -> dict[str, str]:
         if query.get(name, LOGPROBS) not in get_args(Included):
             raise unknown("include", query[name], get_args(Included))
     return query
+
+
+def _sent(kept: KeptResponse) -> list[JsonObject]:
+    """Return the items that were sent for a response, oldest first, each with an id."""
+    made = f"in_{kept['response']['id'].removeprefix(PREFIX)}"
+    return [_listed(item) | {"id": item.get("id") or f"{made}{at:02x}"} for at, item in enumerate(kept["input"])]
 
 
 def _listed(item: JsonObject) -> JsonObject:
