@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from PIL import Image
@@ -190,20 +189,29 @@ def test_a_decision_without_a_probability_is_not_sure(abstain: float | None) -> 
 
 
 class Broken(OwnDecisions):
-    """Has decisions of its own, which fail."""
+    """Has decisions of its own, which fail behind the first `left` of them."""
 
-    async def ask(self, request: ChatRequest, questions: Sequence[JsonMapping]) -> NoReturn:
-        raise BackendResponseError("it is another one")
+    def __init__(self, left: int = 0) -> None:
+        super().__init__()
+        self.images, self.left = True, left
+
+    async def ask(
+        self, request: ChatRequest, questions: Sequence[JsonMapping]
+    ) -> tuple[Sequence[Mapping[str | bool, float] | None], Usage]:
+        if self.left <= 0:
+            raise BackendResponseError("it is another one")
+        self.left -= 1
+        return [{True: 0.7, False: 0.3} for _ in questions], Usage()
 
 
 @dataclass
 class Failing(Reader):
     """An endpoint whose own decisions fail, so that it is asked otherwise."""
 
+    own: OwnDecisions = field(default_factory=Broken)
+
     async def own_decisions(self) -> OwnDecisions:
-        own = Broken()
-        own.images = True
-        return own
+        return self.own
 
 
 def test_an_answer_by_another_method_than_was_calibrated_is_not_sure() -> None:
@@ -243,15 +251,34 @@ async def test_a_calibration_names_the_method_and_takes_one_alone(tmp_path: Path
         made, _ = calibrate(collector, await collector.collect(), pipe.backend.identity())
     assert made.decisions is not None
     assert [one.method for one in made.decisions.questions.values()] == ["top_logprobs"]
-    backend = Reader()
-    async with AsyncPipeline(backend=backend, cache="off", concurrency=1) as pipe:
+    async with AsyncPipeline(backend=Failing(own=Broken(2)), cache="off", concurrency=1) as pipe:
         collector = Collector(pipe, labels, questions=[asked])
+        with pytest.raises(ConfigError, match="'new' was answered by 'top_logprobs', before by 'decisions'"):
+            await collector.collect()
 
-        def advance() -> None:
-            backend.logprobs = False
 
-        with pytest.raises(ConfigError, match="'new' was answered by 'choice', before by 'top_logprobs'"):
-            await collector.collect(advance)
+class Patchy(Reader):
+    """Tells no probabilities of every fifth picture, as an endpoint does whose answer has to be mended to be read."""
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        bare = request.pictures[0].width % 5 == 0
+        async for chunk in super().stream(request):
+            yield replace(chunk, logprobs=()) if bare else chunk
+
+
+@pytest.mark.asyncio
+async def test_an_answer_without_a_probability_costs_its_label_alone(tmp_path: Path) -> None:
+    lines = []
+    for number in range(20):
+        Image.new("RGB", (400 + number, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        expected = {"brand": "NORVIK", "category": "mug", "attributes": {}, "new": True}
+        lines.append(json.dumps({"image": f"{number}.png", "expected": expected}) + "\n")
+    (tmp_path / "labels.jsonl").write_text("".join(lines))
+    labels = read_labelled([str(tmp_path / "labels.jsonl")])
+    async with AsyncPipeline(backend=Patchy(), cache="off") as pipe:
+        found = await Collector(pipe, labels, questions=[Predicate("Is it new?", "new")]).collect()
+    assert (len(found.fields["brand"]), len(found.questions["new"]), len(found.answers)) == (16, 16, 16)
+    assert (found.unanswered["brand"], found.unanswered["new"]) == (4, 4)
 
 
 def test_an_answer_without_probabilities_says_why_and_not_what_failed_before() -> None:

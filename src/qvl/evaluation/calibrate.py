@@ -56,7 +56,7 @@ class FieldReport:
     Attributes:
         kind: "field", "box", "question" or "answer".
         labels, right: how many were compared, and how many of them were right; `accuracy` with its 95 % interval.
-        unanswered: labels for which the answer had no value, which are not among `labels`.
+        unanswered: labels for which the answer had no value, or no probability; they are not among `labels`.
         method, log_loss: the chosen curve and the held-out loss of each; None and empty where a calibration is checked.
         raw, calibrated: of the model's own confidence, and of the calibrated one.
         coverage: what is told at falling thresholds.

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 BOX_FORM: Final = '{"x1": 10, "y1": 20, "x2": 110, "y2": 90}'
 # Parameters of a request that decisions have too: they do not sample.
 OF_DECISIONS: Final = ("cache", "max_pixels", "min_pixels", "extra")
+MANY: Final = 16
+"""So many lines without a single probability are no accident."""
 ANSWER: Final = "(whole answer)"
 """The name under which all labelled fields of an answer together are measured."""
 
@@ -296,11 +298,12 @@ class Collector:
             self._add_boxes(found, found.targets.setdefault(target, []), target, index, labels, boxes)
         for decision in answered.decisions or ():
             name = decision.name or str(decision.question.instructions)
+            if decision.raw_confidence is None:
+                self._without(found, name)
+                continue
             if (method := found.methods.setdefault(name, decision.method)) != decision.method:
                 what = f"{line.where}: {name!r} was answered by {decision.method!r}, before by {method!r}"
                 raise ConfigError(what, hint="--cache-mode refresh, once the endpoint answers all one way")
-            if decision.raw_confidence is None:
-                raise _no_confidence()
             right = decision.value == line.expected[name]
             sure = decision.confidence if decision.confidence_method == CALIBRATED else None
             found.questions.setdefault(name, []).append(Judged(index, decision.raw_confidence, right, sure))
@@ -330,18 +333,30 @@ class Collector:
             calibrated = item.confidence_method == CALIBRATED
             raw = item.raw_confidence if calibrated else item.confidence
             if raw is None:
-                raise _no_confidence()
+                self._without(found, name)
+                continue
             samples.append(Judged(index, raw, right, item.confidence if calibrated else None))
         if missed > 0 and not boxes:
             found.unanswered[name] = found.unanswered.get(name, 0) + missed
+
+    def _without(self, found: Collected, name: str) -> None:
+        """Count an answer that came without a probability, such as one that had to be mended to be read, or a refusal.
+
+        Raises:
+            ConfigError: it seems that the backend tells none at all.
+        """
+        backend = self._pipeline.backend
+        have = backend.peek_capabilities() or backend.capabilities
+        if not have.logprobs or (found.asked >= MANY and not any(found.groups().values())):
+            what = "this backend tells no probabilities, so there is nothing to calibrate"
+            raise ConfigError(what, hint="a local model, vLLM, or an endpoint with logprobs")
+        found.unanswered[name] = found.unanswered.get(name, 0) + 1
 
     def _told(self, told: JsonObject, value: object) -> JsonObject:
         """Return what a model told: of a ProductAnalysis, without what qvl adds."""
         return {name: told[name] for name in ProductFields.model_fields} if isinstance(value, ProductAnalysis) else told
 
     def _add_fields(self, found: Collected, index: int, line: Labelled, answer: AnalysisResult[object]) -> None:
-        if answer.raw_confidence is None:
-            raise _no_confidence()
         told = self._told(own_fields(answer.value), answer.value)
         parts = [
             replace(part, path=self.type.outer(part.path)) for part in compare(self._fields_of(line), told, self._rules)
@@ -350,13 +365,16 @@ class Collector:
         for part in parts:
             name = field_name(part.path)
             raw = _raw_of(answer.raw_field_confidence, part)
+            if answer.raw_confidence is None:
+                self._without(found, name)
+                continue
             if raw is None or not part.answered:
                 if not part.right:
                     found.unanswered[name] = found.unanswered.get(name, 0) + 1
                 continue
             sure = answer.field_confidence.get(part.path) if answer.confidence_method == CALIBRATED else None
             found.fields.setdefault(name, []).append(Judged(index, raw, part.right, sure))
-        if parts:
+        if parts and answer.raw_confidence is not None:
             sure = answer.confidence if answer.confidence_method == CALIBRATED else None
             right = all(part.right for part in parts)
             found.answers.append(Judged(index, answer.raw_confidence, right, sure))
@@ -391,10 +409,3 @@ def _raw_of(raw: Mapping[str, float], part: Compared) -> float | None:
 def _within(path: str, only: Sequence[str]) -> bool:
     name = field_name(path)
     return not only or any(name == wanted or name.startswith(f"{wanted}.") for wanted in only)
-
-
-def _no_confidence() -> ConfigError:
-    return ConfigError(
-        "this backend tells no probabilities, so there is nothing to calibrate",
-        hint="a local model, vLLM, or an endpoint with logprobs",
-    )

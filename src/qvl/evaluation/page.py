@@ -135,7 +135,7 @@ def _told(one: FieldReport, precision: float | None) -> str:
     if one.at_threshold is not None:
         lines.append(kept_text(one.at_threshold))
     if one.unanswered:
-        lines.append(f"{one.unanswered} labels for which the answer had no value")
+        lines.append(f"{one.unanswered} labels for which the answer had no value, or no probability")
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
