@@ -193,9 +193,13 @@ def test_what_agents_send_is_accepted(client: openai.OpenAI, server: Running) ->
         include=["reasoning.encrypted_content", "web_search_call.results"],
         reasoning={"summary": "auto"},
         max_tool_calls=3,
+        safety_identifier="who",
+        prompt_cache_key="shop",
         truncation="auto",
         extra_body={"top_k": 3, "repetition_penalty": 1.5, "stop": ["END"], "seed": 7},
     )
+    assert (answer.max_tool_calls, answer.safety_identifier, answer.prompt_cache_key) == (3, "who", "shop")
+    assert answer.completed_at >= answer.created_at  # type: ignore[operator]
     assert (answer.truncation, answer.text.verbosity) == ("auto", "low")  # type: ignore[union-attr]
     sampling = server.backend.requests[-1].sampling
     assert (sampling.top_k, sampling.repetition_penalty, sampling.stop, sampling.seed) == (3, 1.5, ("END",), 7)

@@ -136,6 +136,8 @@ def test_a_prompt_beyond_the_context_is_counted(local: Running) -> None:
 
 def test_an_endpoint_without_the_route_is_named(endpoint, serve) -> None:
     server = serve(OpenAIBackend(base_url=f"{endpoint.url}", api_key="none", probe=False, model="m"))
-    answer = server.post("/tokenize", {"prompt": "a"})
+    told = server.post("/tokenize", {"prompt": "a", "chat_template_kwargs": {"x": 1}})
+    assert (told.status_code, told.json()["error"]["param"]) == (400, "chat_template_kwargs")
+    answer = server.post("/tokenize", {"prompt": "a", "add_generation_prompt": True})
     assert answer.status_code == 400
     assert "has no /tokenize" in answer.json()["error"]["message"]

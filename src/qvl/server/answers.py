@@ -295,18 +295,22 @@ class Response(Notes):
     id: str
     object: Literal["response"]
     created_at: Count
+    completed_at: Count | None
     status: ItemStatus
     background: Literal[False]
     error: None
     incomplete_details: dict[Literal["reason"], Literal["max_output_tokens"]] | None
     instructions: str | None
     max_output_tokens: int | None
+    max_tool_calls: int | None
     metadata: dict[str, str]
     model: str
     output: list[OutputItem]
     parallel_tool_calls: bool
     previous_response_id: str | None
+    prompt_cache_key: str | None
     reasoning: dict[Literal["effort", "summary"], str | None]
+    safety_identifier: str | None
     service_tier: Literal["default"]
     store: bool
     temperature: float

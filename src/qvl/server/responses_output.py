@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Literal, TypedDict, Unpack
 
@@ -101,6 +102,7 @@ def finished(head: Response, output: list[OutputItem], result: Result) -> Respon
     return {
         **head,
         "status": status,
+        "completed_at": int(time.time()) if status == "completed" else None,
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         "output": output,
         "usage": _usage(result.usage),

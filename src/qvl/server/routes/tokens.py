@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from qvl.errors import RequestError
 from qvl.pipeline.parse_parts import picture_texts
 from qvl.server.answers import DetokenizedText, TokenList
+from qvl.server.neutral_fields import without_neutral
 from qvl.server.schemas import DetokenizeRequest, TokenizeRequest
-from qvl.server.serving import chat_request, picture_params, read_request, refuse_extra, validated
+from qvl.server.serving import chat_request, picture_params, read_request, validated
 
 if TYPE_CHECKING:
     from qvl.pipeline.parse_request import RequestParams
@@ -31,7 +32,10 @@ async def _tokenize(exchange: Exchange, body: TokenizeRequest) -> None:
     prompt: ChatRequest | str
     if body.prompt is not None:
         exchange.core.served(body.model)
-        refuse_extra(exchange.core, body.model_extra or {})
+        # A text is split as it stands, by an endpoint too.
+        for name in without_neutral(body.model_extra or {}, passed_on=False):
+            what = f"{name[:100]}: it changes nothing in the tokens of a text"
+            raise RequestError(what, hint="leave it out", param=name[:100], code="unsupported_parameter")
         prompt = body.prompt
     else:
         params: RequestParams = {"tools": body.tools} if body.tools else {}
