@@ -9,6 +9,7 @@ import pytest
 from qvl.analysis.product import ProductFields
 from qvl.calibration.abstain import Thresholds, has_field, how_emptied, read_abstain, without
 from qvl.errors import ConfigError
+from qvl.evaluation.compare import compare
 
 BILL = {
     "type": "object",
@@ -60,6 +61,15 @@ def test_an_answer_is_emptied_without_a_change_to_the_original() -> None:
     emptied = without(data, {"items.1.price": "null", "notes.x.y": "left out", "a": "null"})
     assert emptied == {"a": None, "items": [{"price": 2}, {"price": None}], "notes": {"w": "v"}}
     assert data["items"][1] == {"price": 3}  # type: ignore[index]
+
+
+def test_a_key_with_a_dot_beside_the_shorter_one_is_the_one_that_is_meant() -> None:
+    data = {"attributes": {"size": "L", "size.eu": "42"}}
+    assert without(data, {"attributes.size.eu": "left out"}) == {"attributes": {"size": "L"}}
+    assert [(part.path, part.right) for part in compare(data, data, {})] == [
+        ("attributes.size", True),
+        ("attributes.size.eu", True),
+    ]
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, math.nan, True, "0.9", {"brand": "much"}, {"brand": math.nan}])

@@ -187,8 +187,8 @@ def _empty(data: object, parts: list[str], how: Emptied) -> None:
             data[place] = None
         return
     assert isinstance(data, dict)
-    # A key may have dots itself.
-    count = next(count for count in range(1, len(parts) + 1) if ".".join(parts[:count]) in data)
+    # A key may have dots itself, and then stand beside the shorter one.
+    count = next(count for count in range(len(parts), 0, -1) if ".".join(parts[:count]) in data)
     key = ".".join(parts[:count])
     if count < len(parts):
         _empty(data[key], parts[count:], how)

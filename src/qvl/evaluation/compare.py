@@ -150,8 +150,8 @@ def value_at(value: object, path: str) -> tuple[bool, object]:
             continue
         if not isinstance(value, Mapping):
             return False, None
-        # A key may have dots itself.
-        count = next((count for count in range(1, len(parts) + 1) if ".".join(parts[:count]) in value), 0)
+        # A key may have dots itself, and then stand beside the shorter one.
+        count = next((count for count in range(len(parts), 0, -1) if ".".join(parts[:count]) in value), 0)
         if not count:
             return False, None
         value, parts = value[".".join(parts[:count])], parts[count:]
