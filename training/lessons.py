@@ -72,10 +72,13 @@ def comparisons(
 
 
 def locations(shown: Sequence[Shown], count: int, dice: random.Random) -> list[Dialogue]:
-    """Return `count` dialogues that ask for boxes, sometimes for points, of one or more things on one picture."""
+    """Return `count` dialogues that ask for boxes, sometimes for points, of one or more things on one picture.
+
+    The more products a picture shows, the oftener it is asked about: their boxes are the small ones.
+    """
     dialogues = []
     for _ in range(count):
-        position = dice.randrange(len(shown))
+        position = dice.choices(range(len(shown)), weights=[max(1, len(one.products)) for one in shown])[0]
         targets = places.some_targets(shown[position], dice)
         question, answer = places.question(targets, shown[position], points=dice.random() < 0.12)
         dialogues.append(Dialogue((Turn(question, answer, (position,)),)))

@@ -36,7 +36,7 @@ ABSENT_TARGETS: Final = (
 # Of the kinds of target. Among several, one that is not there must be learnt as often as alone: else its neighbour's
 # places are given for it too.
 WEIGHTS_ALONE: Final = (24, 31, 32, 9, 4)
-WEIGHTS_AMONG: Final = (20, 17, 23, 30, 10)
+WEIGHTS_AMONG: Final = (20, 25, 22, 25, 10)
 
 Place = tuple[float, float, float, float]
 """Left, top, right and bottom as shares of the picture's width and height."""
@@ -115,7 +115,7 @@ def question(targets: Sequence[str], shown: Shown, *, points: bool = False) -> t
 
 def some_targets(shown: Shown, dice: random.Random) -> list[str]:
     """Return one to three different things to look for, most of them on the picture."""
-    count = dice.choices((1, 2, 3), weights=(44, 28, 28))[0]
+    count = dice.choices((1, 2, 3), weights=(34, 22, 44))[0]
     targets: list[str] = []
     while len(targets) < count:
         target = _some_target(shown, dice, WEIGHTS_ALONE if count == 1 else WEIGHTS_AMONG)

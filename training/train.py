@@ -33,6 +33,7 @@ FIRST_PICTURES: Final = 4_000
 PICTURES: Final = 60_000
 VISION_STEPS: Final = 3_200
 STEPS: Final = 2_400
+HEADS_WEIGHT: Final = 0.3
 
 
 COMPARING: Final[dict[str, Any]] = {
@@ -43,13 +44,13 @@ COMPARING: Final[dict[str, Any]] = {
     "comparisons": 26,
 }
 LOCATING: Final[dict[str, Any]] = {
-    "pictures": 24,
+    "pictures": 32,
     "analyses": 3,
     "questions": 3,
     "conversations": 1,
     "comparisons": 2,
-    "locations": 14,
-    "evidences": 6,
+    "locations": 28,
+    "evidences": 2,
 }
 
 
@@ -58,8 +59,7 @@ class Course:
     """One stage: its length as a share of the plan's steps, of the tower's own steps if it trains the `tower` alone.
 
     `menu` is what is asked, `vision_share` the tower's share of the rate, `peak` the highest rate, `oblong` the share
-    of oblong pictures, `heads_weight` that of the auxiliary loss. A `located` course teaches boxes too, on the second
-    store's pictures.
+    of oblong pictures. A `located` course teaches boxes too, on the second store's pictures.
     """
 
     share: float
@@ -69,7 +69,6 @@ class Course:
     menu: dict[str, Any] = field(default_factory=dict)
     tower: bool = False
     located: bool = False
-    heads_weight: float = 0.3
 
 
 COURSES: Final = (
@@ -77,8 +76,8 @@ COURSES: Final = (
     Course(0.45, 1e-3, 0.25, 0.5),
     Course(0.2, 1e-3, 0.25, 0.0, COMPARING),
     Course(0.35, 5e-4, 0.6, 0.7),
-    Course(1.25, 1e-3, 0.65, tower=True, located=True),
-    Course(3.0, 1e-3, 0.65, 0.7, LOCATING, located=True, heads_weight=0.1),
+    Course(4.0, 1e-3, 0.75, tower=True, located=True),
+    Course(4.0, 1e-3, 0.75, 0.3, LOCATING, located=True),
 )
 FIRST_LOCATED: Final = next(number for number, course in enumerate(COURSES, start=1) if course.located)
 
@@ -227,7 +226,7 @@ def _work(plan: TrainingPlan, rank: int) -> None:
                 team,
                 menu=Menu(**course.menu).times(2 / plan.workers),
                 vision_share=course.vision_share,
-                heads_weight=course.heads_weight if course.vision_share else 0.0,
+                heads_weight=HEADS_WEIGHT if course.vision_share else 0.0,
                 **given,
             )
         keep(plan.stage(number), 0)

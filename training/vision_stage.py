@@ -54,10 +54,11 @@ def learning_rate(step: int, steps: int, peak: float, *, warmup: int = 100, floo
 def draw_batch(
     store: PictureStore, size: int, dice: np.random.Generator, *, other_share: float = 0.5
 ) -> list[Pictures]:
-    """Return square pictures, and some of one other grid."""
+    """Return square pictures, and some of two other grids."""
     others = round(size * other_share)
-    bucket = 1 + int(dice.integers(0, len(BUCKETS) - 1))
-    parts = [store.take(0, size - others, dice), store.take(bucket, others, dice)]
+    one, other = (1 + int(number) for number in dice.permutation(len(BUCKETS) - 1)[:2])
+    half = others // 2
+    parts = [store.take(0, size - others, dice), store.take(one, half, dice), store.take(other, others - half, dice)]
     return [part for part in parts if len(part)]
 
 
