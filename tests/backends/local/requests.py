@@ -95,8 +95,10 @@ def run_together(backend: LocalBackend, *requests: ChatRequest) -> list[Result]:
     def hold(request: EngineRequest) -> None:
         held.append(request)
         if len(held) == len(requests):
-            for one in sorted(held, key=lambda one: one.request_id):
-                submit(one)
+            # A busy machine may leave the engine running between two of them.
+            with mailbox._wake:
+                for one in sorted(held, key=lambda one: one.request_id):
+                    submit(one)
 
     with patch.object(mailbox, "submit", hold):
         return run(backend, *(one.replace(request_id=f"{place:03}") for place, one in enumerate(requests)))
