@@ -118,7 +118,12 @@ def test_nothing_between_local_and_a_server(local: Pipeline, cases: list[Case]) 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"dtype": "bfloat16"}, "dtype"), ({"dtype": "bfloat16", "quantize": "int8"}, "quantisation"), ({}, "weights")],
+    [
+        ({"dtype": "bfloat16"}, "dtype"),
+        ({"quantize": "int8"}, "quantisation"),
+        ({"dtype": "bfloat16", "quantize": "int8"}, "quantisation"),
+        ({}, "weights"),
+    ],
 )
 def test_what_an_endpoint_computes_with_is_guessed(
     local: Pipeline, cases: list[Case], tmp_path: Path, options: dict[str, str], named: str
