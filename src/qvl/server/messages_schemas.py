@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NotRequired, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, with_config
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, with_config
 from typing_extensions import TypedDict
 
-from qvl.server.neutral_fields import as_called_directly
 from qvl.server.schemas import (
     CONTENT,
     MAX_MESSAGES,
-    MAX_TOOLS,
     OPEN,
     STRICT,
+    CalledTools,
     IncludeReasoning,
     Label,
     Sampling,
@@ -81,13 +80,7 @@ class CountTokensRequest(Sampling):
 
     messages: MessageItems
     system: Annotated[str | list[JsonObject] | None, WithJsonSchema(CONTENT)] = None
-    tools: (
-        Annotated[
-            list[Annotated[MessagesTool, BeforeValidator(as_called_directly)]],
-            Field(max_length=MAX_TOOLS, fail_fast=True),
-        ]
-        | None
-    ) = None
+    tools: CalledTools[MessagesTool] | None = None
     tool_choice: MessagesToolChoice | None = None
     thinking: ThinkingOptions | None = None
     include_reasoning: IncludeReasoning = None

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from qvl.server.neutral_fields import as_called_directly, without_null_fields
+from qvl.server.neutral_fields import without_null_fields
 from qvl.server.schemas import (
     CONTENT,
     MAX_ITEMS,
@@ -16,6 +16,7 @@ from qvl.server.schemas import (
     OPEN,
     STRICT,
     TEXT,
+    CalledTools,
     Effort,
     FunctionDefinition,
     FunctionName,
@@ -137,13 +138,7 @@ class ResponsesRequest(Sampling):
     include_reasoning: IncludeReasoning = None
     text: TextOptions | None = None
     structured_outputs: Structured = None
-    tools: (
-        Annotated[
-            list[Annotated[ResponsesTool, BeforeValidator(as_called_directly)]],
-            Field(max_length=MAX_TOOLS, fail_fast=True),
-        ]
-        | None
-    ) = None
+    tools: CalledTools[ResponsesTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponsesToolChoice | ResponsesAllowedTools | None = None
     parallel_tool_calls: bool | None = None
     store: bool | None = None  # type: ignore[assignment]

@@ -6,9 +6,9 @@ The pipeline's own parsers read messages and their parts, so that there is one p
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Annotated, Final, Literal, NotRequired, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NotRequired, TypeAlias, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, create_model, with_config
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model, with_config
 from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict
 
@@ -21,6 +21,7 @@ from qvl.server.format_schemas import PlainFormat as PlainFormat
 from qvl.server.format_schemas import ResponseFormat
 from qvl.server.format_schemas import Structured as Structured
 from qvl.server.format_schemas import Texts as Texts
+from qvl.server.neutral_fields import as_called_directly
 from qvl.server.readiness import tiny_png
 from qvl.types import JsonObject
 
@@ -121,6 +122,11 @@ class FunctionTool(TypedDict):
 
 
 Tools: TypeAlias = Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+T = TypeVar("T")
+# Of the APIs whose clients say who may call a tool.
+CalledTools: TypeAlias = Annotated[
+    list[Annotated[T, BeforeValidator(as_called_directly)]], Field(max_length=MAX_TOOLS, fail_fast=True)
+]
 
 
 @with_config(STRICT)
