@@ -37,6 +37,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 FORM = Format("json_schema", schema=SCHEMA)
+NOTES = {"type": "array", "items": {"type": "string", "minLength": 40, "maxLength": 40}, "minItems": 4, "maxItems": 4}
+LONG_FORM = Format("json_schema", schema=SCHEMA | {"properties": SCHEMA["properties"] | {"notes": NOTES}})
 TOOLS = (
     Tool("find_product", parameters={"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}),
     Tool("find_price", parameters={"type": "object", "properties": {"low": {"type": "boolean"}}, "required": ["low"]}),
@@ -128,12 +130,13 @@ def test_a_form_with_one_spelling_gives_the_same_tokens_with_and_without(opened:
 
 
 def test_an_answer_is_the_same_alone_among_others_and_when_it_gives_way(opened: Opener, random_folder: Path) -> None:
+    words = ask("Say hello. " * 19).messages
     asked = [
-        guided(place, seed=place, temperature=0.8 * (place % 2)).replace(messages=ask("Say hello. " * 16).messages)
+        guided(place, seed=place, temperature=0.8 * (place % 2)).replace(messages=words, response_format=LONG_FORM)
         for place in range(6)
     ]
     calm = opened(random_folder, max_num_seqs=1, prefix_cache=False)
-    # Memory for three rows of 256 or one of 512: rows are outgrown, and the younger sequences give theirs back.
+    # Memory for three rows of 256 or one of 512: every answer outgrows its row, and younger ones give theirs back.
     tight = opened(
         random_folder, kv_cache_bytes=780 * 768, max_model_len=512, max_num_batched_tokens=40, max_num_seqs=8
     )
