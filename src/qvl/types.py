@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
@@ -26,6 +27,8 @@ JsonObject: TypeAlias = dict[str, Any]
 """A JSON object whose form is somebody else's: a client's schema, a tool's parameters, an endpoint's extra fields."""
 JsonMapping: TypeAlias = Mapping[str, Any]
 """The same, read only."""
+MAPPINGS: Final = (dict, Mapping)
+"""For isinstance: a dict, which nearly every mapping is, is known at once, and the abstract class is slow to ask."""
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "abort"]
 CacheState: TypeAlias = Literal["hit", "miss", "coalesced", "bypass"]
@@ -122,6 +125,10 @@ class Message:
         if self.role not in ROLES:
             raise ConfigError(f"unknown role {self.role!r}", hint=f"one of {', '.join(ROLES)}", param="messages")
 
+    def with_parts(self, parts: tuple[Part, ...]) -> Message:
+        """Return the message with `parts` in the place of its own."""
+        return Message(self.role, parts, self.tool_calls, self.tool_call_id, self.name, self.reasoning)
+
     @property
     def text(self) -> str:
         """Return all text parts, joined without a separator."""
@@ -154,21 +161,41 @@ class ResponseFormat:
     name: str = "answer"
 
     def __post_init__(self) -> None:
-        need = {
-            "json_schema": self.schema is not None,
-            "regex": bool(self.pattern),
-            "choice": bool(self.choices),
-            "grammar": bool(self.pattern),
-        }
-        if not need.get(self.kind, True):
+        if self.kind == "json_schema":
+            complete = self.schema is not None
+        elif self.kind == "choice":
+            complete = bool(self.choices)
+        else:
+            complete = self.kind not in ("regex", "grammar") or bool(self.pattern)
+        if not complete:
             raise ConfigError(f"response_format {self.kind!r} lacks its {self.kind.removeprefix('json_')}")
 
 
 class _Shown:
-    """What a request lists once of its messages, since it is asked for some thirty times."""
+    """What a request lists once of its messages, since it is asked for some thirty times.
 
-    __slots__ = ("_media",)
-    _media: tuple[tuple[Picture, ...], tuple[Video, ...]]
+    Attributes:
+        pictures: all pictures of the conversation, in order; those of a video are its frames.
+        videos: all videos of the conversation, in order.
+    """
+
+    __slots__ = ("pictures", "videos")
+    messages: tuple[Message, ...]
+    pictures: tuple[Picture, ...]
+    videos: tuple[Video, ...]
+
+    def __getattr__(self, name: str) -> object:
+        # Called for what is not set: either of them, when it is first asked for.
+        if name not in _Shown.__slots__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        shown: list[Picture] = []
+        videos: list[Video] = []
+        for message in self.messages:
+            shown += message.pictures
+            videos += message.videos
+        object.__setattr__(self, "pictures", tuple(shown))
+        object.__setattr__(self, "videos", tuple(videos))
+        return object.__getattribute__(self, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +234,15 @@ class ChatRequest(_Shown):
     adapter: str = ""
 
     def __post_init__(self) -> None:
-        if self.reasoning_effort not in (None, *EFFORTS):
+        if self.reasoning_effort is not None and self.reasoning_effort not in EFFORTS:
             what = f"unknown reasoning_effort {self.reasoning_effort!r}"
             raise ConfigError(what, hint=f"one of {', '.join(EFFORTS)}", param="reasoning_effort")
         if not self.messages:
             raise ConfigError("a request needs at least one message", param="messages")
+        if self.tools or self.tool_choice not in ("none", "auto"):
+            self._check_tools()
+
+    def _check_tools(self) -> None:
         named = {tool.name for tool in self.tools}
         if len(named) != len(self.tools):
             raise ConfigError("two tools have the same name", hint="rename one of them", param="tools")
@@ -220,31 +251,16 @@ class ChatRequest(_Shown):
         if self.tool_choice == "required" and not self.tools:
             raise ConfigError("tool_choice is 'required' but there are no tools", param="tool_choice")
 
-    @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """Return all pictures of the conversation, in order; those of a video are its frames."""
-        return self._listed()[0]
-
-    @property
-    def videos(self) -> tuple[Video, ...]:
-        """Return all videos of the conversation, in order."""
-        return self._listed()[1]
-
-    def _listed(self) -> tuple[tuple[Picture, ...], tuple[Video, ...]]:
-        try:
-            return self._media
-        except AttributeError:
-            pictures = tuple([picture for message in self.messages for picture in message.pictures])
-            media = pictures, tuple([video for message in self.messages for video in message.videos])
-            object.__setattr__(self, "_media", media)
-            return media
-
     def prompt_fields(self) -> JsonObject:
         """Return those of the fields that shape a prompt and differ from their defaults, as JSON."""
+        values = _OF_PROMPT(self)
+        # Most requests have none.
+        if values == _PROMPT_DEFAULTS:
+            return {}
         return {
             name: list(value) if isinstance(value, tuple) else value
-            for name, default in PROMPT_FIELDS
-            if (value := getattr(self, name)) != default
+            for (name, default), value in zip(PROMPT_FIELDS, values, strict=True)
+            if value != default
         }
 
     @property
@@ -259,7 +275,16 @@ class ChatRequest(_Shown):
         return may_call and (any(tool.strict for tool in self.tools) or not self.parallel_tool_calls)
 
     def replace(self, **changes: Any) -> ChatRequest:
-        return dataclasses.replace(self, **changes)
+        """Return a copy with `changes`, names of fields and their values."""
+        values = dict(zip(_FIELDS, _VALUES(self), strict=True))
+        values.update(changes)
+        return ChatRequest(**values)
+
+
+_FIELDS: Final = tuple(field.name for field in dataclasses.fields(ChatRequest))
+_VALUES: Final = operator.attrgetter(*_FIELDS)
+_OF_PROMPT: Final = operator.attrgetter(*(name for name, _ in PROMPT_FIELDS))
+_PROMPT_DEFAULTS: Final = tuple(default for _, default in PROMPT_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)

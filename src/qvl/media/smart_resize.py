@@ -64,7 +64,7 @@ class PixelLimits:
 
     def over(self, general: PixelLimits) -> PixelLimits:
         """Return these limits, with those that are unset taken from `general`."""
-        if general == NO_LIMITS or self.resized_height is not None:
+        if general is NO_LIMITS or general == NO_LIMITS or self.resized_height is not None:
             return self
         if self == NO_LIMITS:
             return general
@@ -105,11 +105,11 @@ def read_limits(fields: Mapping[str, object], where: str = "") -> PixelLimits:
     Raises:
         RequestError: an invalid value (ConfigError if it is an argument).
     """
+    given = {name: value for name in LIMIT_NAMES if (value := fields.get(name)) is not None}
+    if not given:
+        return NO_LIMITS
     limits: dict[str, int] = {}
-    for name in LIMIT_NAMES:
-        value = fields.get(name)
-        if value is None:
-            continue
+    for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise _refused(where, name, repr(value)[:40], "is not a whole number")
         least = LEAST_MAX_PIXELS if name == "max_pixels" else 1

@@ -114,7 +114,7 @@ class LocateCall(Call[Locations]):
         if have.json_schema:
             schema = locate_schema(self.targets, frame, points=self.points, list_on_top=have.lists)
             form = ResponseFormat("json_schema", schema=schema, name="located")
-        message = dataclasses.replace(message, parts=(*message.parts, text))
+        message = message.with_parts((*message.parts, text))
         return request.replace(messages=(message,), sampling=sampling, response_format=form)
 
     async def run(self, generate: Generate, job: Job, emit: Written) -> Outcome:

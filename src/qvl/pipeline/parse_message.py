@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from qvl.pipeline.parse_fields import refuse_others, text_of, type_of, unknown, wrong
 from qvl.pipeline.parse_parts import ContentPart, read_content, thoughts_of
-from qvl.types import JsonMapping, Message, TextPart, ToolCall
+from qvl.types import MAPPINGS, JsonMapping, Message, TextPart, ToolCall
 
 MessageLike: TypeAlias = Message | JsonMapping
 Turn: TypeAlias = tuple[Message, tuple[ContentPart, ...]]
@@ -48,22 +48,25 @@ def read_turn(message: object, where: str) -> Turn:
     """
     if isinstance(message, Message):
         return message, message.parts
-    if isinstance(message, BaseModel):
+    if not isinstance(message, dict) and isinstance(message, BaseModel):
         message = message.model_dump(warnings=False)
-    if not isinstance(message, Mapping):
+    if not isinstance(message, MAPPINGS):
         raise wrong(where, f"must be a message, not {type_of(message)}", '{"role": "user", "content": …}')
-    word, at = message.get("role"), f"{where}.role"
+    word = message.get("role")
     role = _ROLES.get(word) if isinstance(word, str) else None
     if role is None:
+        at = f"{where}.role"
         raise wrong(at, "is missing", ", ".join(_ROLES)) if word is None else unknown(at, word, tuple(_ROLES))
     own = _OWN.get(role, ())
-    telling = {name: value for name, value in message.items() if name not in _EMPTY or not _is_empty(name, value)}
+    telling = message
+    if not _EMPTY.keys().isdisjoint(message):
+        telling = {name: value for name, value in message.items() if name not in _EMPTY or not _is_empty(name, value)}
     refuse_others(telling, (*_FIELDS, *own), _ECHOES, where)
-    calls = _calls(message.get("tool_calls"), f"{where}.tool_calls")
+    calls = message.get("tool_calls")
     parts = _parts(message, role, where)
     turn = Message(
         role=role,
-        tool_calls=calls,
+        tool_calls=() if calls is None else _calls(calls, f"{where}.tool_calls"),
         tool_call_id=text_of(message, "tool_call_id", where) if role == "tool" else None,
         name=text_of(message, "name", where) if message.get("name") is not None else None,
         reasoning=_reasoning(message, where) if role == "assistant" else "",
@@ -91,8 +94,6 @@ def _parts(message: JsonMapping, role: str, where: str) -> Sequence[ContentPart]
 
 
 def _calls(calls: object, where: str) -> tuple[ToolCall, ...]:
-    if calls is None:
-        return ()
     if isinstance(calls, str | Mapping) or not isinstance(calls, Iterable):
         raise wrong(where, f"must be a list of calls, not {type_of(calls)}")
     return tuple(_call(call, f"{where}[{number}]") for number, call in enumerate(calls))

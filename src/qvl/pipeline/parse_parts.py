@@ -19,7 +19,7 @@ from qvl.media.smart_resize import LIMIT_NAMES, NO_LIMITS, PixelLimits, read_lim
 from qvl.media.sources import is_address
 from qvl.media.video_sampling import DEFAULT_SAMPLING, VIDEO_FIELDS, VideoSampling, read_sampling
 from qvl.pipeline.parse_fields import refuse_others, text_of, type_of, unknown, wrong
-from qvl.types import ImagePart, JsonMapping, Part, TextPart, VideoPart
+from qvl.types import MAPPINGS, ImagePart, JsonMapping, Part, TextPart, VideoPart
 
 if TYPE_CHECKING:
     from qvl.media.document import Document
@@ -31,6 +31,7 @@ KINDS: Final = ("text", "image_url", "input_image", "image", "video_url", "video
 _PICTURES: Final = ("image_url", "input_image", "image")
 _VIDEOS: Final = ("video_url", "input_video", "video")
 _DOCUMENTS: Final = ("file", "input_file", "document")
+_MEDIA: Final = frozenset({*_PICTURES, *_VIDEOS, *_DOCUMENTS})
 _TEXTS: Final[Mapping[str, tuple[str, ...]]] = {
     "text": ("text", "source_type"),
     "input_text": ("text",),
@@ -48,9 +49,11 @@ _THOUGHTS: Final = ("thinking", "redacted_thinking", "reasoning", "reasoning_tex
 _SOURCES: Final = ("image", "image_url", "base64", "data", "url", "source")
 _MEDIA_TYPES: Final = ("mime_type", "mimeType", "mediaType", "media_type")
 _INNER: Final = (*_SOURCES, "file_data")
+_ALL_SOURCES: Final = (*_SOURCES, "video_url", "video", "file", "file_data", "file_url")
 _VIDEO_SOURCES: Final = ("video_url", "video", "url", "base64", "data")
 _FILE_SOURCES: Final = ("file_data", "file_url", "source", "url", "base64", "data")
 _FILE_NAMES: Final = ("filename", "name", "title")
+_URL_FIELDS: Final = ("url", "detail", *LIMIT_NAMES)
 _IMAGE_FIELDS: Final = (*_SOURCES, "source_type", *_MEDIA_TYPES, "detail", "pages", *LIMIT_NAMES)
 
 
@@ -77,7 +80,10 @@ class UnreadPicture:
 
 ContentPart: TypeAlias = Part | UnreadPicture
 # What may stand for a picture beside its sources.
-PARTS: Final = (Mapping, UnreadPicture)
+PARTS: Final = (*MAPPINGS, UnreadPicture)
+_READ: Final = (TextPart, ImagePart, VideoPart, UnreadPicture)
+# What JSON has besides text, and no source can be.
+_NO_SOURCES: Final = (bool, int, float, list, *MAPPINGS)
 PictureLike: TypeAlias = "PictureSource | Document | JsonMapping | UnreadPicture"
 Pictures: TypeAlias = "PictureLike | Sequence[PictureLike]"
 Sources: TypeAlias = Iterable[Pictures]
@@ -91,7 +97,9 @@ def read_content(content: object, where: str, *, role: str = "user") -> list[Con
     """
     if isinstance(content, str):
         return [TextPart(content)] if content else []
-    if isinstance(content, Iterable) and not isinstance(content, Mapping | bytes | bytearray | BaseModel):
+    if isinstance(content, list) or (
+        isinstance(content, Iterable) and not isinstance(content, Mapping | bytes | bytearray | BaseModel)
+    ):
         return [
             read_part(part, f"{where}[{number}]")
             for number, part in enumerate(content)
@@ -106,16 +114,22 @@ def read_part(part: object, where: str) -> ContentPart:
     Raises:
         RequestError: an invalid field; the error names it and the known values.
     """
-    if isinstance(part, TextPart | ImagePart | VideoPart | UnreadPicture):
+    if isinstance(part, _READ):
         return part
     if isinstance(part, str):
         return TextPart(part)
+    if isinstance(part, dict):
+        return _read_fields(part, where)
     if isinstance(part, BaseModel):
-        part = part.model_dump(warnings=False)
-    if not isinstance(part, Mapping):
-        if part is None or isinstance(part, bool | int | float | list | tuple):
-            raise wrong(where, f"must be a part, not {type_of(part)}", '{"type": "text", "text": …}')
-        return UnreadPicture(cast("PictureSource", part))
+        return _read_fields(part.model_dump(warnings=False), where)
+    if isinstance(part, Mapping):
+        return _read_fields(part, where)
+    if part is None or isinstance(part, bool | int | float | list | tuple):
+        raise wrong(where, f"must be a part, not {type_of(part)}", '{"type": "text", "text": …}')
+    return UnreadPicture(cast("PictureSource", part))
+
+
+def _read_fields(part: JsonMapping, where: str) -> ContentPart:
     kind = _kind(part, where)
     if kind in _TEXTS:
         refuse_others(part, _TEXTS[kind], _LABELS, where)
@@ -129,7 +143,7 @@ def read_part(part: object, where: str) -> ContentPart:
 
 
 def _is_thought(part: object) -> bool:
-    kind = part.get("type") if isinstance(part, Mapping) else getattr(part, "type", None)
+    kind = part.get("type") if isinstance(part, MAPPINGS) else getattr(part, "type", None)
     return kind in _THOUGHTS
 
 
@@ -139,7 +153,7 @@ def thoughts_of(content: object) -> str:
         return ""
     texts = []
     for part in filter(_is_thought, content):
-        fields = part if isinstance(part, Mapping) else part.model_dump(warnings=False)
+        fields = part if isinstance(part, MAPPINGS) else part.model_dump(warnings=False)
         told = [fields.get(name) for name in ("thinking", "reasoning", "reasoning_content", "text")]
         texts.append(next((text for text in told if text and isinstance(text, str)), ""))
     return "".join(texts)
@@ -147,17 +161,19 @@ def thoughts_of(content: object) -> str:
 
 def is_picture(part: object) -> bool:
     """Return True if `read_part` would return a picture, video or document for `part`."""
-    return isinstance(part, Mapping) and _bare_kind(part) in (*_PICTURES, *_VIDEOS, *_DOCUMENTS)
+    return isinstance(part, MAPPINGS) and isinstance(kind := _bare_kind(part), str) and kind in _MEDIA
 
 
 def picture_texts(items: Iterable[JsonMapping], *fields: str) -> Iterator[str]:
     """Yield the texts of each item's `fields` (lists of parts) that `read_part` may take for a picture's source."""
     for parts in (item.get(field) for item in items for field in fields):
         for part in filter(is_picture, parts) if isinstance(parts, list) else ():
-            for name in (*_SOURCES, "video_url", "video", "file", "file_data", "file_url"):
+            for name in _ALL_SOURCES:
                 value = part.get(name)
-                inner = [value.get(key) for key in _INNER] if isinstance(value, Mapping) else [value]
-                yield from (text for text in inner if isinstance(text, str))
+                if isinstance(value, str):
+                    yield value
+                elif isinstance(value, dict):
+                    yield from [text for key in _INNER if isinstance(text := value.get(key), str)]
 
 
 def picture_field(part: JsonMapping) -> str:
@@ -176,7 +192,7 @@ def _bare_kind(part: JsonMapping) -> object:
 
 def _kind(part: JsonMapping, where: str) -> str:
     kind = _bare_kind(part)
-    if isinstance(kind, str) and (kind in _TEXTS or kind in (*_PICTURES, *_VIDEOS, *_DOCUMENTS)):
+    if isinstance(kind, str) and (kind in _TEXTS or kind in _MEDIA):
         return kind
     param, hint = f"{where}.type", f"known: {', '.join(KINDS)}"
     if kind is None:
@@ -205,12 +221,12 @@ def _picture(part: JsonMapping, kind: str, where: str) -> UnreadPicture:
 def _image_url(value: object, limits: PixelLimits, where: str) -> UnreadPicture:
     inner: JsonMapping = {}
     param = where
-    if isinstance(value, Mapping):
+    if isinstance(value, MAPPINGS):
         inner = value
-        refuse_others(inner, ("url", "detail", *LIMIT_NAMES), _LABELS, where)
+        refuse_others(inner, _URL_FIELDS, _LABELS, where)
         param = f"{where}.url"
         value = inner.get("url")
-    if value is None or isinstance(value, bool | int | float | list | Mapping):
+    if not isinstance(value, str) and (value is None or isinstance(value, _NO_SOURCES)):
         raise wrong(param, "is missing" if value is None else f"must be a URL, not {type_of(value)}")
     return UnreadPicture(
         cast("PictureSource", value), _with_detail(read_limits(inner, where).over(limits), inner, where)
@@ -323,4 +339,5 @@ def _with_detail(limits: PixelLimits, part: JsonMapping, where: str) -> PixelLim
         return limits
     if detail not in DETAILS:
         raise unknown(f"{where}.detail", detail, DETAILS)
-    return replace(limits, low=detail == "low")
+    low = detail == "low"
+    return limits if limits.low == low else replace(limits, low=low, where=limits.where or where)

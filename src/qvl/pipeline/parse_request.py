@@ -19,7 +19,7 @@ from qvl.calibration.abstain import AbstainLike
 from qvl.errors import ConfigError, RequestError, UnsupportedInputError
 from qvl.ids import new_request_id
 from qvl.media.page_choice import PageChoice, PagesLike, read_pages
-from qvl.media.smart_resize import NO_LIMITS, PixelLimits, read_limits
+from qvl.media.smart_resize import PixelLimits, read_limits
 from qvl.media.video_parts import media_parts
 from qvl.media.video_sampling import DEFAULT_SAMPLING, VIDEO_FIELDS, VideoSampling, read_sampling
 from qvl.pipeline.parse_message import MessageLike, Turn, read_turn
@@ -52,6 +52,9 @@ OF_REQUEST: Final = frozenset(
 )
 SAMPLING_NAMES: Final = SamplingParams.names()
 GREEDY: Final = SamplingParams()
+FREE_TEXT: Final = ResponseFormat()
+# With no limits, frames and pages of a request's own.
+_PLAIN: Final = UnreadPicture("")
 
 
 class RequestParams(TypedDict, total=False):
@@ -139,11 +142,8 @@ class Draft:
     def finished(self, pictures: Sequence[Medium]) -> ChatRequest:
         """Return the ChatRequest with the loaded `pictures`."""
         coming = iter(pictures)
-        return self.request.replace(
-            messages=tuple(
-                dataclasses.replace(message, parts=with_loaded(parts, coming)) for message, parts in self.turns
-            )
-        )
+        messages = [message.with_parts(with_loaded(parts, coming)) for message, parts in self.turns]
+        return self.request.replace(messages=tuple(messages))
 
 
 def with_loaded(parts: Iterable[ContentPart], coming: Iterator[Medium]) -> tuple[Part, ...]:
@@ -183,7 +183,7 @@ def draft_request(
         ConfigError: an unknown parameter (the nearest known one is named) or a value out of range.
         RequestError: a malformed message.
     """
-    if isinstance(messages, str | Mapping):
+    if not isinstance(messages, list) and isinstance(messages, str | Mapping):
         raise RequestError("messages must be a list", hint='[{"role": "user", "content": …}]', param="messages")
     params = sampling_params(sampling)
     own = own_extra(extra)
@@ -193,7 +193,9 @@ def draft_request(
     sampling_of_videos = request_sampling(video, own)
     limits = request_limits(max_pixels, min_pixels, own)
     common = UnreadPicture("", limits, sampling_of_videos, pages=request_pages(pages))
-    turns = tuple([_limited(read_turn(item, f"messages[{number}]"), common) for number, item in enumerate(messages)])
+    turns = tuple([read_turn(item, f"messages[{number}]") for number, item in enumerate(messages)])
+    if common != _PLAIN:
+        turns = tuple([_limited(turn, common) for turn in turns])
     pictures = tuple([part for _, parts in turns for part in parts if isinstance(part, UnreadPicture)])
     if len(pictures) > MAX_PICTURES:
         raise RequestError(f"{len(pictures)} pictures in one request", hint=f"at most {MAX_PICTURES}", param="messages")
@@ -207,7 +209,7 @@ def draft_request(
         adapter=adapter,
         sampling=params,
         response_format=read_response_format(response_format),
-        tools=tuple(read_tool(tool) for tool in tools),
+        tools=tuple([read_tool(tool) for tool in tools]),
         tool_choice=tool_choice,
         parallel_tool_calls=parallel_tool_calls,
         cache_salt=cache_salt,
@@ -231,7 +233,7 @@ def template_fields(params: RequestParams, extra: JsonObject) -> TemplateFields:
         ConfigError: `chat_template_kwargs` is not a mapping.
     """
     given = params.get("chat_template_kwargs")
-    if given is None and isinstance(extra.get("chat_template_kwargs"), Mapping):
+    if given is None and "chat_template_kwargs" in extra and isinstance(extra["chat_template_kwargs"], Mapping):
         # Where clients of endpoints put it.
         given = extra.pop("chat_template_kwargs")
     if given is not None and not isinstance(given, Mapping):
@@ -275,7 +277,7 @@ def request_limits(max_pixels: int | None, min_pixels: int | None, extra: JsonOb
     """
     named = read_limits({"max_pixels": max_pixels, "min_pixels": min_pixels})
     kwargs = extra.get("mm_processor_kwargs")
-    if not isinstance(kwargs, Mapping):
+    if kwargs is None or not isinstance(kwargs, Mapping):
         return named
     rest = {name: value for name, value in kwargs.items() if value is not None}
     limits = {name: rest.pop(name, None) for name in ("max_pixels", "min_pixels")}
@@ -300,6 +302,8 @@ def request_sampling(video: VideoSampling | JsonMapping | None, extra: JsonObjec
         ConfigError: an invalid argument.
         RequestError: an invalid value in one of these two; the error names its path.
     """
+    if video is None and not extra:
+        return DEFAULT_SAMPLING
     if isinstance(video, Mapping):
         unknown = next((name for name in video if name not in (*VIDEO_FIELDS, "num_frames")), None)
         if unknown is not None:
@@ -362,8 +366,7 @@ def unread_pictures(sources: Sequence[PictureLike], common: UnreadPicture) -> li
 def _limited(turn: Turn, common: UnreadPicture) -> Turn:
     """Return the turn with the limits, frames and pages of `common` for every picture that has none of its own."""
     message, parts = turn
-    plain = (common.limits, common.sampling, common.pages) == (NO_LIMITS, DEFAULT_SAMPLING, None)
-    if plain or all(isinstance(part, TextPart) for part in parts):
+    if all(isinstance(part, TextPart) for part in parts):
         return turn
     limited: list[ContentPart] = []
     for part in parts:
@@ -425,7 +428,7 @@ def read_tool(tool: ToolLike) -> Tool:
 def read_response_format(form: ResponseFormatLike | None) -> ResponseFormat:
     """Return `form` as a ResponseFormat; it may be a pydantic class or OpenAI's `response_format` dictionary."""
     if form is None:
-        return ResponseFormat()
+        return FREE_TEXT
     if isinstance(form, ResponseFormat):
         return form
     if isinstance(form, type) and issubclass(form, BaseModel):
