@@ -162,6 +162,7 @@ def join(chunks: Sequence[Chunk]) -> Chunk:
         logprobs=tuple(token for chunk in chunks for token in chunk.logprobs),
         token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
         prompt=chunks[0].prompt,
+        prompt_usage=chunks[0].prompt_usage,
         notes=tuple(note for chunk in chunks for note in chunk.notes),
     )
 
@@ -184,5 +185,6 @@ def unfold(result: Result) -> Iterable[Chunk]:
             timing=result.timing if last else None,
             token_ids=choice.token_ids,
             prompt=result.prompt if choice is result.choices[0] else None,
+            prompt_usage=result.usage.of_prompt if choice is result.choices[0] else None,
             notes=result.notes if last else (),
         )

@@ -332,6 +332,11 @@ class Usage:
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
+    @property
+    def of_prompt(self) -> Usage:
+        """The counts of the prompt alone."""
+        return dataclasses.replace(self, completion_tokens=0, reasoning_tokens=0)
+
     @classmethod
     def sum(cls, usages: Iterable[Usage]) -> Usage:
         """Return the counts of several requests together."""
@@ -378,8 +383,9 @@ class Chunk:
 
     The last chunk of a choice has its `finish_reason`, and the `stop_string` that ended it, if one did; the last chunk
     of the stream has `usage` (and `timing`, where known). If the request wants logprobs, each token appears in exactly
-    one chunk; so with `token_ids`. The first chunk has the `prompt`, if the request asks for that. Any chunk may have
-    `notes`, which become the Result's.
+    one chunk; so with `token_ids`. The first chunk has the `prompt`, if the request asks for that, and `prompt_usage`,
+    the counts of the prompt alone, if the backend knows them then. Any chunk may have `notes`, which become the
+    Result's.
     """
 
     text: str = ""
@@ -394,6 +400,7 @@ class Chunk:
     prompt: PromptFacts | None = None
     stop_string: str | None = None
     notes: tuple[str, ...] = ()
+    prompt_usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)

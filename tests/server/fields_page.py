@@ -65,7 +65,7 @@ logprobs where they are asked for, of a backend that has `prompt` |
 | several prompts, with `stream` too | each is a request of its own |
 | `user`, `metadata`, `safety_identifier`, `prompt_cache_key`, `service_tier` | labels, which change nothing |
 | `verbosity`, `text.verbosity` | goes on to endpoints; changes nothing elsewhere, where no template knows it |
-| `suffix`, `best_of` above 1, `background` | refused |
+| `suffix`, `best_of` other than `n`, `background` | refused |
 """
 
 

@@ -96,6 +96,57 @@ def test_a_tool_is_called_and_its_result_with_a_picture_answered(client: Any, se
     assert len(told[2].pictures) == 1
 
 
+@pytest.mark.parametrize(
+    ("told", "want"),
+    [
+        ({}, "no such city"),
+        ({"is_error": False}, "no such city"),
+        ({"is_error": True}, "error: no such city"),
+        ({"is_error": True, "content": [{"type": "text", "text": "no such city"}, RED]}, "error: no such city"),
+        ({"is_error": True, "content": [RED]}, "error: "),
+        ({"is_error": True, "content": ""}, "error"),
+    ],
+)
+def test_a_model_is_told_that_its_tool_failed(server: Running, told: dict[str, Any], want: str) -> None:
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "no such city", **told}
+    history = [
+        {"role": "user", "content": "use get_weather"},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "get_weather", "input": {}}]},
+        {"role": "user", "content": [result]},
+    ]
+    assert server.post(PATH, asked("", messages=history, tools=[WEATHER])).status_code == 200
+    shown = server.backend.requests[-1].messages[-1]
+    seen = int(RED in list(result["content"]))
+    assert (shown.role, shown.text, len(shown.pictures)) == ("tool", want, seen)
+
+
+def test_a_tool_runner_tells_a_failure_and_sends_the_whole_conversation(client: Any, server: Running) -> None:
+    @anthropic.beta_tool
+    def get_weather(city: str) -> str:
+        """Tell the weather of a city."""
+        raise RuntimeError("no such city")
+
+    runner = client.beta.messages.tool_runner(**asked("use get_weather"), tools=[get_weather], max_iterations=2)
+    stops = [message.stop_reason for message in runner]
+    assert (stops[0], len(stops)) == ("tool_use", 2)
+    told = server.backend.requests[-1].messages
+    assert [message.role for message in told] == ["user", "assistant", "tool"]
+    assert told[2].text.startswith("error: ")
+    assert "no such city" in told[2].text
+
+
+@pytest.mark.parametrize("path", [PATH, f"{PATH}/count_tokens"])
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+def test_a_conversation_held_by_the_server_is_refused_as_the_client_expects_it(
+    server: Running, path: str, thread: dict[str, Any]
+) -> None:
+    answer = server.post(path, {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3, "thread": thread})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
+    assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert error["message"].startswith("thread: ")
+
+
 def test_streamed_calls_add_up(client: Any) -> None:
     with client.messages.stream(**asked("use get_weather", tools=[WEATHER])) as stream:
         kinds = [event.type for event in stream]
@@ -271,6 +322,7 @@ def test_a_full_queue_is_overloaded(serve) -> None:
     [
         ({"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 1}]}, "tools[0].type"),
         ({"tool_choice": {"type": "tool"}, "tools": [WEATHER]}, "tool_choice.name"),
+        ({"tool_choice": {"type": "auto", "name": "get_weather"}, "tools": [WEATHER]}, "tool_choice.name"),
         ({"frobnicate": 1}, "frobnicate"),
         ({"n": 2}, "n"),
         ({"return_token_ids": True}, "return_token_ids"),
@@ -296,6 +348,14 @@ def test_a_full_queue_is_overloaded(serve) -> None:
             "messages[0].content[0].source.type",
         ),
         ({"system": [RED]}, "system[0].type"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "is_error": "false"}]}
+                ]
+            },
+            "messages[0].content[0].is_error",
+        ),
     ],
 )
 def test_what_is_not_offered_is_refused_by_name(server: Running, fields: dict[str, Any], param: str) -> None:
@@ -321,6 +381,64 @@ def test_a_method_that_is_not_there(server: Running) -> None:
 def test_models_are_listed_for_anthropics_client(client: Any) -> None:
     assert [model.id for model in client.models.list()] == ["echo-vl"]
     assert client.models.retrieve("echo-vl").max_input_tokens == 4096
+
+
+@pytest.fixture(scope="module")
+def named() -> Iterator[Running]:
+    running = start(served_model_names=("a", "b", "c", "d", "e"))
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize(
+    ("query", "names", "more"),
+    [
+        ({}, "abcde", False),
+        ({"limit": 2}, "ab", True),
+        ({"limit": 5}, "abcde", False),
+        ({"limit": 2, "after_id": "b"}, "cd", True),
+        ({"limit": 2, "after_id": "c"}, "de", False),
+        ({"after_id": "e"}, "", False),
+        ({"limit": 2, "before_id": "d"}, "bc", True),
+        ({"limit": 2, "before_id": "c"}, "ab", False),
+        ({"before_id": "a"}, "", False),
+        ({"limit": 1, "beta": "true"}, "a", True),
+    ],
+)
+def test_models_are_listed_in_pages(named: Running, query: dict[str, Any], names: str, more: bool) -> None:
+    with named.client(headers={"anthropic-version": "2023-06-01"}, params=query) as client:
+        page = client.get("/v1/models").json()
+    assert ("".join(model["id"] for model in page["data"]), page["has_more"]) == (names, more)
+    assert (page["first_id"], page["last_id"]) == ((names[0], names[-1]) if names else (None, None))
+
+
+def test_every_page_of_models_is_found_from_both_ends(named: Running) -> None:
+    with client_of(named) as client:
+        assert [model.id for model in client.models.list(limit=2)] == [*"abcde"]
+        assert [model.id for model in client.models.list(limit=2, before_id="e")] == [*"cdab"]
+        assert [model.id for model in client.beta.models.list(limit=2)] == [*"abcde"]
+        assert {model.lifecycle for model in client.models.list()} == {"active"}
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "kind", "words"),
+    [
+        ("/v1/models?limit=0", 400, "invalid_request_error", "limit must be 1 to 1000"),
+        ("/v1/models?limit=x", 400, "invalid_request_error", "limit must be 1 to 1000"),
+        ("/v1/models?after_id=zzz", 400, "invalid_request_error", "after_id: no model 'zzz'"),
+        ("/v1/models?before_id=", 400, "invalid_request_error", "before_id: no model ''"),
+        ("/v1/models?before_id=a&after_id=b", 400, "invalid_request_error", "exclude each other"),
+        ("/v1/models?order=asc", 400, "invalid_request_error", "unknown parameter 'order'"),
+        ("/v1/models/zzz", 404, "not_found_error", "'zzz'"),
+    ],
+)
+def test_what_is_wrong_about_models_is_told_to_anthropics_client_in_its_form(
+    named: Running, path: str, status: int, kind: str, words: str
+) -> None:
+    answer = named.get(path, anthropic_version="2023-06-01")
+    assert (answer.status_code, answer.json()["type"], answer.json()["error"]["type"]) == (status, "error", kind)
+    assert words in answer.json()["error"]["message"]
+    assert answer.headers["request-id"] == answer.json()["request_id"]
 
 
 def test_counting_needs_a_backend_that_tells_its_tokens(client: Any) -> None:

@@ -189,6 +189,16 @@ def test_usage_comes_with_every_event_where_it_is_asked_for(server: Running, pat
     assert [event["usage"] for event in plain[:-1]] == [None] * (len(plain) - 1)
 
 
+def test_best_of_asks_for_nothing_else_where_it_is_n(server: Running) -> None:
+    body = {"prompt": "one two", "n": 2, "temperature": 1, "best_of": 2}
+    assert len(server.post(COMPLETIONS, body).json()["choices"]) == 2
+    assert len(events(server.post(COMPLETIONS, {**body, "stream": True}).text)) > 2
+    for best_of in (0, 1, 3):
+        error = server.post(COMPLETIONS, {**body, "best_of": best_of}).json()["error"]
+        assert (error["param"], error["code"]) == ("best_of", "unsupported_parameter")
+        assert error["message"].startswith(f"best_of={best_of}: ")
+
+
 TEXT = {"type": "text", "text": "x"}
 WRONG_PARTS: list[tuple[Any, str, str]] = [
     ({"type": "audio_url", "audio_url": {"url": "x"}}, ".type", "known: text, image_url"),

@@ -414,6 +414,35 @@ def test_a_prompt_that_is_only_repeated_counts_the_same_in_a_stream(local: Runni
         assert pieces[-1].finish_reason == whole.choices[0].finish_reason == "length"
 
 
+def test_a_stream_begins_with_the_length_of_its_prompt(local: Running) -> None:
+    model = client(local).models.list().data[0].id
+    body: Any = {"max_tokens": 8, "messages": QUESTION, "model": model}
+    with anthropic.Anthropic(base_url=local.url, api_key="none") as claude:
+        # The second comes from the cache.
+        for _ in range(2):
+            with claude.messages.stream(**body) as stream:
+                began = next(event.message.usage for event in stream if event.type == "message_start")
+                ended = stream.get_final_message().usage
+            assert began.input_tokens + (began.cache_read_input_tokens or 0) > 10
+            assert (began.input_tokens, began.cache_read_input_tokens, began.output_tokens) == (
+                ended.input_tokens,
+                ended.cache_read_input_tokens,
+                0,
+            )
+            assert ended.output_tokens > 0
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    events = list(chat(local, max_tokens=8, stream=True, stream_options=options))
+    assert len(events) > 2
+    assert len({event.usage.prompt_tokens for event in events}) == 1
+    prompts: Any = ["A red mug", "A blue mug beside a green one"]
+    asked = client(local).completions.create(
+        model=model, prompt=prompts, max_tokens=8, stream=True, stream_options=options
+    )
+    told = [event.usage for event in asked if event.usage]
+    assert [usage.completion_tokens for usage in told] == sorted(usage.completion_tokens for usage in told)
+    assert told[-2] == told[-1]
+
+
 def test_every_published_effort_is_known(thinking: Running) -> None:
     ask, model = client(thinking).responses.create, client(thinking).models.list().data[0].id
     for effort in get_args(get_args(ReasoningEffort)[0]):

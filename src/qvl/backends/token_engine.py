@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qvl.errors import QvlError
@@ -57,6 +58,7 @@ class TokenEngineRequest:
         self._ended: set[int] = set()
         self._last: Chunk | None = None
         self._completion_tokens = 0
+        self._has_begun = False
         self.cached_tokens = 0
 
     @property
@@ -102,7 +104,7 @@ class TokenEngineRequest:
         """Yield the chunks of new tokens of the engine's sequence `number`; `reason` if it ended with them."""
         for index in range(len(self._outputs)) if self.num_sequences == 1 else (number,):
             if index not in self._ended:
-                for chunk in self._push(self._outputs[index], tokens, reason):
+                for chunk in map(self._begun, self._push(self._outputs[index], tokens, reason)):
                     if self._last is not None:
                         yield self._last
                         self._last = None
@@ -110,6 +112,12 @@ class TokenEngineRequest:
                         yield chunk
                     else:
                         self._last = chunk
+
+    def _begun(self, chunk: Chunk) -> Chunk:
+        if self._has_begun:
+            return chunk
+        self._has_begun = True
+        return replace(chunk, prompt_usage=self.usage.of_prompt)
 
     def _push(self, output: Detokenizer, tokens: Sequence[Sampled], reason: FinishReason | None) -> Iterator[Chunk]:
         self._completion_tokens += len(tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, NotRequired, TypeAlias
 
 from typing_extensions import TypedDict
 
@@ -64,9 +64,17 @@ class TokenCount(TypedDict):
     input_tokens: Count
 
 
+class MessageErrorDetails(TypedDict):
+    error_code: str
+    unsupported: list[str]
+
+
 class MessageErrorFields(TypedDict):
+    """The fields of an error; `details` are for clients that know a way around it."""
+
     type: str
     message: str
+    details: NotRequired[MessageErrorDetails]
 
 
 class MessageError(TypedDict):
@@ -119,12 +127,13 @@ class AnthropicModel(TypedDict):
     type: Literal["model"]
     id: str
     display_name: str
+    lifecycle: Literal["active"]
     created_at: str
     max_input_tokens: int | None
 
 
 class AnthropicModelList(TypedDict):
     data: list[AnthropicModel]
-    has_more: Literal[False]
+    has_more: bool
     first_id: str | None
     last_id: str | None

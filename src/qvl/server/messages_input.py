@@ -77,8 +77,12 @@ class Conversation:
         refuse_others(block, ("type", "tool_use_id", "content", "is_error"), _LABELS, where)
         content = block.get("content")
         parts = [] if content is None else self._parts(content, f"{where}.content", _RESULT)
-        if block.get("is_error") and not parts:
-            parts = [TextPart("error")]
+        failed = block.get("is_error")
+        if failed is not None and not isinstance(failed, bool):
+            raise wrong(f"{where}.is_error", f"must be true or false, not {type_of(failed)}")
+        if failed:
+            # A tool's message has no field for it.
+            parts.insert(0, TextPart("error: " if parts else "error"))
         self._add("tool", parts, tool_call_id=text_of(block, "tool_use_id", where))
 
     def _assistant(self, content: object, where: str) -> None:

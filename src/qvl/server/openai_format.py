@@ -125,23 +125,26 @@ class StreamUsage:
     """The `usage` of stream events, as requested by `stream_options`.
 
     With `continuous_usage_stats` it counts the tokens so far: until the backend reports its counts with the last chunk,
-    a chunk counts as its number of logprobs or one token, and the prompt as 0. As in vLLM, that needs `include_usage`.
+    a chunk counts as its number of logprobs or one token, and a prompt as 0 if the backend did not tell its length with
+    the first. As in vLLM, that needs `include_usage`.
     """
 
     def __init__(self, options: StreamOptions | None) -> None:
         self._included = bool(options and options.include_usage)
         self._continuous = self._included and bool(options and options.continuous_usage_stats)
-        self._usage = Usage()
+        self._usages: dict[int, Usage] = {}
 
-    def after(self, chunk: Chunk) -> dict[str, TokenUsage | None]:
-        """Return the `usage` field for the events of `chunk`; {} if not requested."""
+    def after(self, chunk: Chunk, number: int = 0) -> dict[str, TokenUsage | None]:
+        """Return the `usage` field for the events of `chunk`, of the prompt `number`; {} if not requested."""
         if not self._continuous:
             return {"usage": None} if self._included else {}
         tokens = len(chunk.logprobs) or int(bool(chunk.text or chunk.reasoning or chunk.tool_calls))
-        said, thought = self._usage.completion_tokens, self._usage.reasoning_tokens
+        usage = self._usages.get(number) or chunk.prompt_usage or Usage()
+        said, thought = usage.completion_tokens, usage.reasoning_tokens
         thought += tokens if chunk.reasoning and not chunk.text else 0
-        self._usage = chunk.usage or replace(self._usage, completion_tokens=said + tokens, reasoning_tokens=thought)
-        return {"usage": usage_of(self._usage)}
+        usage = chunk.usage or replace(usage, completion_tokens=said + tokens, reasoning_tokens=thought)
+        self._usages[number] = usage
+        return {"usage": usage_of(Usage.sum(self._usages.values()))}
 
     def close(self, head: Mapping[str, object], result: Result, empty: Mapping[str, object]) -> bytes:
         """Return the final event with the usage, if requested, and the notes, if there are any; then `[DONE]`.

@@ -317,7 +317,7 @@ class CompletionRequest(Sampling):
     echo: bool | None = Field(None, description="The answer begins with the prompt, which is continued as it stands.")
     response_format: ResponseFormat | None = None
     structured_outputs: Structured = None
-    best_of: Literal[1] | None = None
+    best_of: int | None = Field(None, description="As `n`: nothing else can be chosen from.")
     suffix: str | None = None
     # The prompt becomes a message, which the model's template sets up either way.
     add_special_tokens: bool | None = None

@@ -99,6 +99,8 @@ class BackendContract(DecisionContract):
         assert usage is not None
         assert usage.prompt_tokens > 0
         assert 0 < usage.completion_tokens <= 8
+        assert chunks[0].prompt_usage in (None, usage.of_prompt)
+        assert all(chunk.prompt_usage is None for chunk in chunks[1:])
 
     @in_loop
     async def test_generate_is_the_folded_stream(self, backend: Backend, question: str) -> None:

@@ -340,10 +340,11 @@ class Engine:
             self._send(request, join(pieces))
 
     def _send(self, request: EngineRequest, chunk: Chunk) -> None:
-        """Send a chunk; the first one tells of the prompt, where that is wanted."""
-        if request.facts is not None:
-            facts, request.facts = request.facts, None
-            chunk = replace(chunk, prompt=facts(request))
+        """Send a chunk; the first one tells how long the prompt is, and of its tokens where that is wanted."""
+        if not request.begun:
+            request.begun = True
+            facts = None if request.facts is None else request.facts(request)
+            chunk = replace(chunk, prompt=facts, prompt_usage=request.usage().of_prompt)
         self.mailbox.send(request, chunk)
 
     def _ends(self, sequence: Sequence, token: int, *, guided: bool) -> bool:

@@ -28,7 +28,8 @@ class EngineRequest:
         loop: the event loop of the caller.
         request_id: for logs.
         pieces: the chunks of each choice in the current step; they are joined and sent at its end.
-        facts: returns what is told of the prompt, once; None if nobody asked for it.
+        facts: returns what is told of the prompt; None if nobody asked for it.
+        begun: True once a chunk was sent.
     """
 
     prepared: PreparedRequest
@@ -42,6 +43,7 @@ class EngineRequest:
     first_token: float = 0.0
     num_finished: int = 0
     facts: Callable[[EngineRequest], PromptFacts] | None = None
+    begun: bool = False
     pieces: defaultdict[int, list[Chunk]] = field(default_factory=lambda: defaultdict(list))
 
     @property

@@ -69,6 +69,13 @@ def _check(body: CompletionRequest) -> None:
         raise RequestError("max_tokens: must be 1 or more without echo", param="max_tokens", code="invalid_value")
     if body.logprob_token_ids and body.logprobs is None:
         raise RequestError("logprob_token_ids needs logprobs", param="logprob_token_ids", code="invalid_value")
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise RequestError(
+            f"best_of={body.best_of}: no more answers are written than n={body.n or 1}",
+            hint="leave it out",
+            param="best_of",
+            code="unsupported_parameter",
+        )
 
 
 def _prompts(body: CompletionRequest) -> list[str] | list[list[int]]:
@@ -194,10 +201,9 @@ class CompletionWriter:
 
     def write_of(self, number: int, chunk: Chunk) -> bytes:
         """Return the events of a chunk of the prompt `number`: the choices of each follow those of the one before."""
-        usage = None if chunk.usage is None else Usage()
         if chunk.prompt is not None:
             self._prompts[number] = chunk.prompt
-        return self._write(replace(chunk, index=number * self._choices + chunk.index, usage=usage), number)
+        return self._write(replace(chunk, index=number * self._choices + chunk.index), number)
 
     def close_all(self, results: Sequence[Result]) -> bytes:
         """Return the usage of all prompts together, if requested, and `[DONE]`."""
@@ -213,7 +219,7 @@ class CompletionWriter:
     def _write(self, chunk: Chunk, number: int) -> bytes:
         if self._body.max_tokens == 0:
             chunk = _without_answer(chunk)
-        usage = self._usage.after(chunk)
+        usage = self._usage.after(chunk, number)
         if not chunk.text and not chunk.logprobs and chunk.finish_reason is None:
             return b""
         first, prompt = chunk.index not in self._begun, self._prompts.get(number)

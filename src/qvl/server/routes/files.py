@@ -133,7 +133,8 @@ def query_of(exchange: Exchange, *known: str) -> dict[str, str]:
     except ValueError as exc:
         raise RequestError("too many parameters", code="invalid_value") from exc
     for name in query.keys() - set(known):
-        raise RequestError(f"unknown parameter {name[:100]!r}", hint=f"known: {', '.join(known)}", param=name[:100])
+        what, hint = f"unknown parameter {name[:100]!r}", f"known: {', '.join(known)}"
+        raise RequestError(what, hint=hint, param=name[:100], code="unsupported_parameter")
     return query
 
 
@@ -144,7 +145,7 @@ def limit_of(query: dict[str, str], default: int, most: int) -> int:
         RequestError: it is not a number from 1 to `most`.
     """
     text = query.get("limit", str(default))
-    if not text.isdecimal() or len(text) > 6 or not 1 <= int(text) <= most:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 6 or not 1 <= int(text) <= most:
         raise RequestError(f"limit must be 1 to {most}", param="limit", code="invalid_value")
     return int(text)
 

@@ -16,6 +16,7 @@ from qvl.server.messages_answers import (
     AnsweredMessage,
     BlockDelta,
     MessageError,
+    MessageErrorFields,
     MessageEvent,
     MessageUsage,
     StopDelta,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from qvl.server.serving import ServedRequest
 
 OVERLOADED: Final = 529
+# Told by it, a tool runner of Anthropic's client sends the whole conversation each time.
+UNTHREADED: Final = "thread_unsupported_request"
 _KINDS: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -74,7 +77,10 @@ def message_error(error: QvlError, request_id: str) -> MessageError:
     kind = _KINDS.get(status) or ("api_error" if status >= 500 else "invalid_request_error")
     # Errors in this form have no field for the field at fault.
     where = "" if error.param is None or error.param in str(error) else f"{error.param}: "
-    return {"type": "error", "error": {"type": kind, "message": f"{where}{error}"}, "request_id": request_id}
+    fields: MessageErrorFields = {"type": kind, "message": f"{where}{error}"}
+    if error.code == UNTHREADED:
+        fields["details"] = {"error_code": UNTHREADED, "unsupported": ["thread"]}
+    return {"type": "error", "error": fields, "request_id": request_id}
 
 
 MESSAGE_ERRORS: Final = ErrorForm(message_status, message_error, MessageError, b"request-id")
@@ -114,6 +120,9 @@ async def _answer(exchange: Exchange, body: MessagesRequest) -> None:
 
 async def _read(exchange: Exchange, body: CountTokensRequest) -> ServedRequest:
     refuse_untold(body, "return_token_ids", "prompt_logprobs", "logprob_token_ids")
+    if (body.model_extra or {}).get("thread") is not None:
+        what = "thread: no conversations are held on this server"
+        raise RequestError(what, hint="send the whole conversation", param="thread", code=UNTHREADED)
     talk = Conversation(body.messages, body.system)
     exchange.picture_params = lambda: talk.picture_params
     params = body.sampling()
@@ -141,8 +150,9 @@ async def _read(exchange: Exchange, body: CountTokensRequest) -> ServedRequest:
             for tool in body.tools
         ]
     if (choice := body.tool_choice) is not None:
-        if choice["type"] == "tool" and "name" not in choice:
-            raise RequestError("tool_choice.name: is missing", param="tool_choice.name", code="invalid_value")
+        if (choice["type"] == "tool") != ("name" in choice):
+            fault = "belongs to the type 'tool'" if "name" in choice else "is missing"
+            raise RequestError(f"tool_choice.name: {fault}", param="tool_choice.name", code="invalid_value")
         params["tool_choice"] = {"any": "required", "tool": choice.get("name", "")}.get(choice["type"], choice["type"])
         params["parallel_tool_calls"] = not choice.get("disable_parallel_tool_use")
     if talk.is_prefilled:
@@ -180,8 +190,8 @@ class MessageForm:
     def signature(self, thought: str) -> str:
         return signature_of(thought, self._key)
 
-    def head(self) -> AnsweredMessage:
-        """Return the message before it has any content."""
+    def head(self, usage: Usage | None) -> AnsweredMessage:
+        """Return the message before it has any content; `usage` is what is known of the prompt by then."""
         return {
             "id": self.id,
             "type": "message",
@@ -190,7 +200,7 @@ class MessageForm:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": usage_of(Usage()),
+            "usage": usage_of(usage or Usage()),
         }
 
     def whole(self, result: Result) -> AnsweredMessage:
@@ -204,13 +214,7 @@ class MessageForm:
             content.append({"type": "text", "text": choice.text})
         for call in choice.tool_calls:
             content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)})
-        return {
-            **self.head(),
-            "content": content,
-            **stop_of(result),
-            "usage": usage_of(result.usage),
-            **notes_of(result),
-        }
+        return {**self.head(result.usage), "content": content, **stop_of(result), **notes_of(result)}
 
 
 def stop_of(result: Result) -> StopDelta:
@@ -265,7 +269,8 @@ class MessageWriter:
         events = b""
         if not self._begun:
             self._begun = True
-            events = self._event("message_start", message=self._form.head()) + _event("ping", {"type": "ping"})
+            events = self._event("message_start", message=self._form.head(chunk.prompt_usage))
+            events += _event("ping", {"type": "ping"})
         return events + b"".join(map(self._piece, self._turns.take(chunk)))
 
     def close(self, result: Result) -> bytes:

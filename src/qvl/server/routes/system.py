@@ -5,17 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from qvl.errors import RequestError
 from qvl.server.answers import Health, Model, ModelList, Ready, Unready, Version
 from qvl.server.messages_answers import AnthropicModel, AnthropicModelList
 from qvl.server.metrics import CONTENT_TYPE
+from qvl.server.routes.files import limit_of, query_of
+from qvl.server.routes.messages import MESSAGE_ERRORS
 
 if TYPE_CHECKING:
     from qvl.server.exchange import Exchange
     from qvl.server.state import ServerCore
+
+# As in Anthropic's API.
+MODELS_PAGE: Final = 20
+MAX_MODELS_PAGE: Final = 1000
 
 
 async def health(exchange: Exchange) -> None:
@@ -98,6 +104,7 @@ def _anthropic_model(core: ServerCore, name: str) -> AnthropicModel:
         "type": "model",
         "id": name,
         "display_name": name,
+        "lifecycle": "active",
         "created_at": datetime.fromtimestamp(core.created, UTC).isoformat(),
         "max_input_tokens": core.pipeline.backend.capabilities.max_context if loaded else None,
     }
@@ -106,22 +113,54 @@ def _anthropic_model(core: ServerCore, name: str) -> AnthropicModel:
 async def models(exchange: Exchange) -> None:
     """Answer with the list of model names that requests may use.
 
-    In Anthropic's form to a client that names an `anthropic-version`.
+    In Anthropic's form to a client that names an `anthropic-version`, a page at a time: `limit`, and `after_id` or
+    `before_id`.
     """
     core = exchange.core
-    if b"anthropic-version" in exchange.headers:
-        known = [_anthropic_model(core, name) for name in core.names]
-        ends = known[0]["id"], known[-1]["id"]
-        await exchange.respond_json(AnthropicModelList(data=known, has_more=False, first_id=ends[0], last_id=ends[1]))
-        return
-    await exchange.respond_json(ModelList(object="list", data=[_model(core, name) for name in core.names]))
+    if _speaks_anthropics(exchange):
+        await exchange.respond_json(_anthropic_page(core, query_of(exchange, "limit", "after_id", "before_id", "beta")))
+    else:
+        await exchange.respond_json(ModelList(object="list", data=[_model(core, name) for name in core.names]))
+
+
+def _speaks_anthropics(exchange: Exchange) -> bool:
+    """Return whether the client is one of Anthropic's API, and have it read errors in that form."""
+    if b"anthropic-version" not in exchange.headers:
+        return False
+    exchange.errors = MESSAGE_ERRORS
+    return True
+
+
+def _anthropic_page(core: ServerCore, query: dict[str, str]) -> AnthropicModelList:
+    """Return a page of the models, of which Anthropic's API has the cursors that `query` may name.
+
+    Raises:
+        RequestError: a wrong limit, a cursor that is no model, or both cursors.
+    """
+    limit = limit_of(query, MODELS_PAGE, MAX_MODELS_PAGE)
+    names = list(core.names)
+    if "after_id" in query and "before_id" in query:
+        raise RequestError("after_id and before_id exclude each other", param="before_id", code="invalid_value")
+    for cursor in query.keys() & {"after_id", "before_id"}:
+        if query[cursor] not in names:
+            raise RequestError(f"{cursor}: no model {query[cursor][:100]!r}", param=cursor, code="invalid_value")
+        at = names.index(query[cursor])
+        names = names[:at] if cursor == "before_id" else names[at + 1 :]
+    shown = names[-limit:] if "before_id" in query else names[:limit]
+    ends = (shown[0], shown[-1]) if shown else (None, None)
+    return {
+        "data": [_anthropic_model(core, name) for name in shown],
+        "has_more": len(shown) < len(names),
+        "first_id": ends[0],
+        "last_id": ends[1],
+    }
 
 
 async def model(exchange: Exchange) -> None:
     """Answer with one model by name; names may have slashes."""
     core = exchange.core
+    form = _anthropic_model if _speaks_anthropics(exchange) else _model
     name = unquote(exchange.path.removeprefix("/v1/models/"))
     if not name:
         raise RequestError("the model's name is missing", param="model")
-    form = _anthropic_model if b"anthropic-version" in exchange.headers else _model
     await exchange.respond_json(form(core, core.served(name)))
