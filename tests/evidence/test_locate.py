@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 import qvl
 from qvl import AsyncPipeline, Box, Located, Pipeline, Point
-from qvl.errors import AnalysisError, ConfigError, UnsupportedInputError
+from qvl.errors import AnalysisError, ConfigError, QvlError, UnsupportedInputError
 from qvl.testing.asking import square
 from tests.scripted_endpoint import ScriptedEndpoint, Text
 
@@ -295,3 +297,18 @@ def test_shapes_are_fields_of_a_pydantic_class() -> None:
     with pytest.raises(ValidationError, match="not a box within the picture"):
         Part.model_validate({"where": [1, 2, 3, 4]})
     assert Part.model_json_schema()["properties"]["where"]["format"] == "box"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, "a NoneType is not a picture"),
+        (3, "a int is not a picture"),
+        ({"type": "image"}, "picture: has no picture"),
+        ({"type": "imag"}, "picture.type: unknown value 'imag'"),
+        ({"type": "text", "text": "x"}, "the picture is a text"),
+    ],
+)
+def test_what_is_no_picture_is_told_by_the_argument(pipe: Pipeline, given: Any, words: str) -> None:
+    with pytest.raises(QvlError, match=re.escape(words)):
+        pipe.locate(given, "the brand")

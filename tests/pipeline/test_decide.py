@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import re
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -274,3 +276,32 @@ def test_a_refusal_is_of_its_question_alone() -> None:
 def test_a_picture_for_a_backend_without_eyes_is_refused() -> None:
     with pytest.raises(RequestError, match="does not support pictures"):
         _decide(Known(TOP, "Yes"), Predicate(["Is it this?", {"type": "image", "image": square()}]))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, "a NoneType is not a picture"),
+        ([None], "a NoneType is not a picture"),
+        ({"type": "image"}, "pictures[0]: has no picture"),
+        ([square(), {"type": "imag"}], "pictures[1].type: unknown value 'imag'"),
+    ],
+)
+def test_what_is_no_picture_is_told_by_the_argument(pipe: Pipeline, given: Any, words: str) -> None:
+    with pytest.raises(QvlError, match=re.escape(words)):
+        pipe.decide(given, "Is it new?")
+
+
+def test_no_picture_at_all_is_told_to_who_asks(pipe: Pipeline) -> None:
+    nothing: Any = None
+    with pytest.raises(QvlError, match="a NoneType is not a picture"):
+        pipe.ask(nothing, "Is it new?")
+
+
+def test_decisions_are_taken_by_number_name_and_range(pipe: Pipeline) -> None:
+    answers = pipe.decide([], QUESTIONS)
+    assert answers[:1] == (answers[0],)
+    assert answers[1:] == (answers["colour"], answers[-1])
+    assert answers[5:] == ()
+    with pytest.raises(KeyError, match="size"):
+        _ = answers["size"]

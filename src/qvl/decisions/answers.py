@@ -135,9 +135,11 @@ class Decisions:
     @overload
     def __getitem__(self, key: int) -> Decision: ...
     @overload
+    def __getitem__(self, key: slice) -> tuple[Decision, ...]: ...
+    @overload
     def __getitem__(self, key: str) -> Decision: ...
-    def __getitem__(self, key: int | str) -> Decision:
-        if isinstance(key, int):
+    def __getitem__(self, key: int | slice | str) -> Decision | tuple[Decision, ...]:
+        if isinstance(key, int | slice):
             return self.answers[key]
         for answer in self.answers:
             if answer.name == key:

@@ -8,7 +8,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from qvl.decisions.questions import ChoiceQuestion, Label, Predicate, Question, options_text, orders, question_form
+from qvl.decisions.questions import (
+    APART,
+    ChoiceQuestion,
+    Label,
+    Predicate,
+    Question,
+    options_text,
+    orders,
+    question_form,
+)
 from qvl.decisions.read_labels import probability, read_top, read_tree, together
 from qvl.errors import BackendResponseError, QvlError, RefusalError
 from qvl.types import ChatRequest, ResponseFormat, Result, SamplingParams, TextPart, TokenLogprob, Usage
@@ -112,7 +121,12 @@ class LabelAsker:
         """Return what the backend itself says, its options in every order too."""
         *before, last = self.request.messages
         split = len(last.parts) - 1 - self.parts
-        about = self.request.replace(messages=(*before, replace(last, parts=last.parts[:split])))
+        shown = last.parts[:split]
+        if shown and isinstance(shown[-1], TextPart) and shown[-1].text.endswith(APART):
+            # The endpoint sets its questions apart itself.
+            text = shown[-1].text.removesuffix(APART)
+            shown = (*shown[:-1], TextPart(text)) if text else shown[:-1]
+        about = self.request.replace(messages=(*before, replace(last, parts=shown)))
         ways = orders(self.question) if isinstance(self.question, ChoiceQuestion) else [self.question.labels]
         asked = [question_form(self.question, last.parts[split:-1], way) for way in ways]
         told, usage = await own.ask(about, asked)

@@ -19,6 +19,8 @@ MAX_CHOICES: Final = 255
 MAX_QUESTIONS: Final = 400
 MAX_ORDERS: Final = 8
 """With so many options or fewer each stands at every place once; with more, at this many places spread evenly."""
+APART: Final = "\n\n"
+"""Stands between what the questions are about and each of them."""
 YES: Final = "yes"
 NO: Final = "no"
 Value: TypeAlias = str | bool

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final, TypedDict
 from qvl.calibration.calibrator import check_abstain, check_adapter
 from qvl.decisions.answers import Decision
 from qvl.decisions.ask_labels import LabelAsker
-from qvl.decisions.questions import MAX_ORDERS, Question, options_text, question_json
+from qvl.decisions.questions import APART, MAX_ORDERS, Question, options_text, question_json
 from qvl.errors import AnalysisError, ConfigError, RefusalError
 from qvl.pipeline.call import Call, Generate
 from qvl.pipeline.job import Outcome
-from qvl.pipeline.parse_parts import PARTS
+from qvl.pipeline.parse_parts import PARTS, UnreadPicture, read_part
 from qvl.pipeline.parse_request import draft_request, listed
 from qvl.pipeline.single_flight import Written
 from qvl.types import Choice, JsonObject, Part, Result, canonical_json
@@ -176,22 +176,22 @@ def _values(question: Question) -> list[str | bool]:
     return [label.value for label in question.labels] if options is None else [option.value for option in options]
 
 
-def shared_messages(
-    pictures: Pictures, context: str | Sequence[MessageLike] | None, where: str = "decide(pictures, questions)"
-) -> list[MessageLike]:
+def shared_messages(pictures: Pictures, context: str | Sequence[MessageLike] | None) -> list[MessageLike]:
     """Return the messages that all questions share: the context's, and a user turn with pictures and text.
 
     Raises:
         ConfigError: the context is neither text nor messages.
+        RequestError: a part that is none.
     """
     if context is not None and (isinstance(context, bytes | Mapping) or not isinstance(context, Sequence)):
         raise ConfigError(f"the context is a {type(context).__name__}", hint="text, or a list of messages")
     content: list[object] = [
-        picture if isinstance(picture, PARTS) else {"type": "image", "image": picture} for picture in listed(pictures)
+        read_part(picture, f"pictures[{number}]") if isinstance(picture, PARTS) else UnreadPicture(picture)
+        for number, picture in enumerate(listed(pictures))
     ]
     if isinstance(context, str):
         if context.strip():
-            content.append({"type": "text", "text": context.strip() + "\n\n"})
+            content.append({"type": "text", "text": context.strip() + APART})
         return [{"role": "user", "content": content}]
     return [*(context or ()), {"role": "user", "content": content}]
 

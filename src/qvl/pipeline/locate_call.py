@@ -19,7 +19,7 @@ from qvl.media.video import still
 from qvl.pipeline.call import Call, Generate
 from qvl.pipeline.check_names import check_names
 from qvl.pipeline.job import Outcome
-from qvl.pipeline.parse_parts import PARTS
+from qvl.pipeline.parse_parts import PARTS, UnreadPicture, read_part
 from qvl.pipeline.parse_request import draft_request
 from qvl.pipeline.single_flight import Written
 from qvl.types import JsonObject, ResponseFormat, Result, TextPart
@@ -87,7 +87,7 @@ class LocateCall(Call[Locations]):
         self._calibrator = executor.calibrator
         check_adapter(params.get("adapter", ""), self._calibrator)
         self._coordinates = self._backend.coordinates
-        part = picture if isinstance(picture, PARTS) else {"type": "image", "image": picture}
+        part = read_part(picture, "picture") if isinstance(picture, PARTS) else UnreadPicture(picture)
         if isinstance(part, TextPart):
             raise ConfigError("the picture is a text", hint="a path, URL, bytes or image", param="picture")
         limit = params.get("max_tokens")

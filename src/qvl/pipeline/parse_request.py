@@ -261,9 +261,7 @@ def question_messages(pictures: Pictures, question: str, system: str | None) -> 
     if not isinstance(question, str) or not question.strip():
         kind = "empty" if isinstance(question, str) else f"a {type(question).__name__}"
         raise ConfigError(f"the question is {kind}", hint="ask(pictures, question)", param="question")
-    content = [
-        picture if isinstance(picture, PARTS) else {"type": "image", "image": picture} for picture in listed(pictures)
-    ]
+    content = [picture if isinstance(picture, PARTS) else UnreadPicture(picture) for picture in listed(pictures)]
     messages: list[JsonObject] = [{"role": "system", "content": system}] if system else []
     return [*messages, {"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 

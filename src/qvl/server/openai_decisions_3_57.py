@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from qvl.decisions.answers import Decision, Decisions
-from qvl.decisions.questions import MAX_QUESTIONS, Score
+from qvl.decisions.questions import APART, MAX_QUESTIONS, Score
 from qvl.errors import UnsupportedInputError
 from qvl.pipeline.parse_fields import refuse_others, text_of, unknown, wrong
 from qvl.pipeline.parse_parts import UnreadPicture
@@ -146,7 +146,7 @@ def messages_from(
     if isinstance(given, str):
         if not given.strip():
             raise wrong("input", "is empty")
-        return [{"role": "user", "content": [{"type": "text", "text": given + "\n\n"}]}]
+        return [{"role": "user", "content": [{"type": "text", "text": given + APART}]}]
     called: dict[object, str] = {}
     items = []
     for number, item in enumerate(given):
@@ -168,7 +168,7 @@ def messages_from(
     if messages[-1]["role"] != "user":
         messages.append({"role": "user", "content": []})
     elif messages[-1]["content"]:
-        messages[-1]["content"].append({"type": "text", "text": "\n\n"})
+        messages[-1]["content"].append({"type": "text", "text": APART})
     return messages
 
 

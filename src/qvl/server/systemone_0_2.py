@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from qvl.decisions.answers import Decision, Decisions
-from qvl.decisions.questions import MAX_QUESTIONS, ChoiceQuestion, Option, Predicate, Question
+from qvl.decisions.questions import APART, MAX_QUESTIONS, ChoiceQuestion, Option, Predicate, Question
 from qvl.decisions.rubrics import one_of, scale, yes_or_no
 from qvl.errors import QvlError, RequestError, UnsupportedInputError
 from qvl.pipeline.parse_fields import refuse_others, type_of, unknown, wrong
@@ -133,7 +133,7 @@ def input_of(
     assets = _Assets(body.assets or {}, shown)
     if isinstance(body.state, str) and not body.state.strip():
         raise wrong("state", "is empty")
-    content = [*assets.parts(body.state, "state"), {"type": "text", "text": "\n\n"}]
+    content = [*assets.parts(body.state, "state"), {"type": "text", "text": APART}]
     questions = [_question(asked, f"questions.{name[:80]}", assets) for name, asked in body.questions.items()]
     unused = next((name for name in assets.known if f"assets.{name}" not in assets.paths), None)
     if unused is not None:

@@ -109,7 +109,7 @@ def test_a_picture_in_a_question_stays_in_it(deciding: Callable[..., Deciding]) 
     _decide(endpoint, Predicate(["Is it this?", {"type": "image", "image": square(3)}]))
     (question,) = endpoint.decisions[-1].body["questions"]
     assert [part["type"] for part in question["instructions"]] == ["input_text", "input_image"]
-    assert endpoint.decisions[-1].body["input"] == [{"type": "message", "role": "user", "content": "A mug.\n\n"}]
+    assert endpoint.decisions[-1].body["input"] == [{"type": "message", "role": "user", "content": "A mug."}]
 
 
 def test_an_endpoint_that_decides_about_text_alone_is_asked_otherwise_about_pictures(
