@@ -179,7 +179,10 @@ def test_the_background_is_refused_by_name(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.responses.create(model="echo-vl", input="x", background=True)
     assert caught.value.param == "background"
+    kept = client.responses.create(model="echo-vl", input="x")
     with pytest.raises(openai.BadRequestError, match="only background responses"):
+        client.responses.cancel(kept.id)
+    with pytest.raises(openai.NotFoundError):
         client.responses.cancel("resp_1")
     with pytest.raises(openai.BadRequestError, match="not streamed again"):
         client.responses.retrieve("resp_1", stream=True)

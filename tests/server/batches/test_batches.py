@@ -119,8 +119,9 @@ def test_no_key_sees_what_another_has(serve: Callable[..., Running], tmp_path: P
     for call in (two.batches.retrieve, two.batches.cancel):
         with pytest.raises(openai.NotFoundError):
             call(batch.id)
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError) as missing:
         two.batches.create(input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h")
+    assert missing.value.param == "input_file_id"
     with pytest.raises(openai.BadRequestError):
         two.files.list(after=batch.input_file_id)
     with pytest.raises(openai.AuthenticationError):

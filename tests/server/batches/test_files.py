@@ -105,6 +105,32 @@ def test_one_key_does_not_take_all_the_space(serve: Callable[..., Running], tmp_
     upload(connect(running, "two"), lines)
 
 
+def test_what_one_key_is_sending_takes_none_of_the_space_of_another(
+    serve: Callable[..., Running], tmp_path: Path, connect: Any
+) -> None:
+    lines = jsonl(*(line(f"{number}") for number in range(100)))
+    running = serve(batch_dir=tmp_path, batch_disk_bytes=4 * len(lines), api_keys=("one", "two"))
+    store = running.core.batch_store
+    assert store is not None
+    theirs, _ = store.begin_upload(running.core.keys.tenant(b"Bearer one", None))
+    store.count_upload(theirs, int(1.5 * len(lines)))
+    with pytest.raises(openai.RateLimitError):
+        upload(connect(running, "one"), lines)
+    upload(connect(running, "two"), lines)
+    store.drop_upload(theirs)
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [("limit=%D9%A3", "invalid_value"), ("limit=0", "invalid_value"), ("limits=3", "unsupported_parameter")],
+)
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches"])
+def test_a_wrong_page_is_refused(running: Running, path: str, query: str, code: str) -> None:
+    answer = running.get(f"{path}?{query}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+    assert answer.json()["error"]["param"] == query.partition("=")[0]
+
+
 def test_a_line_without_an_end_is_refused_before_it_is_there(serve: Callable[..., Running], tmp_path: Path) -> None:
     running = serve(batch_dir=tmp_path, max_body_bytes=300_000)
     head = (

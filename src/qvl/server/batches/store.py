@@ -69,7 +69,8 @@ class BatchStore:
         self.max_file_bytes = max_file_bytes
         self.database = Database(folder)
         self._clock = clock
-        self._arriving: dict[str, int] = {}
+        # The key and the bytes so far of each upload.
+        self._arriving: dict[str, tuple[str, int]] = {}
 
     def now(self) -> int:
         return int(self._clock())
@@ -97,11 +98,11 @@ class BatchStore:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
             raise storage_failed(path, exc) from exc
-        self._arriving[file_id] = 0
+        self._arriving[file_id] = (tenant, 0)
         return file_id, path
 
     def count_upload(self, file_id: str, size: int) -> None:
-        self._arriving[file_id] = size
+        self._arriving[file_id] = (self._arriving[file_id][0], size)
 
     def drop_upload(self, file_id: str) -> None:
         self._arriving.pop(file_id, None)
@@ -138,10 +139,11 @@ class BatchStore:
             tenant,
             tenant,
         )
-        return (int(found[0][0]) if found else 0) + sum(self._arriving.values())
+        arriving = sum(size for owner, size in list(self._arriving.values()) if tenant in ("", owner))
+        return (int(found[0][0]) if found else 0) + arriving
 
-    def file(self, file_id: str, tenant: str) -> FileObject:
-        """Return a file of `tenant`.
+    def file(self, file_id: str, tenant: str, param: str | None = None) -> FileObject:
+        """Return a file of `tenant`, which the field `param` of the request names.
 
         Raises:
             HttpError: 404, there is none of this id.
@@ -150,7 +152,7 @@ class BatchStore:
             "SELECT * FROM files WHERE id = ? AND tenant = ? AND expires_at > ?", file_id, tenant, self.now()
         )
         if not found:
-            raise _missing("file", file_id)
+            raise _missing("file", file_id, param)
         return file_object(found[0])
 
     def files(self, tenant: str, *, limit: int, after: str | None, newest: bool, purpose: str | None) -> FileList:
@@ -191,7 +193,7 @@ class BatchStore:
             HttpError: 404, there is no such file.
             RateLimitError: too many batches of this key are unfinished, or no space is left.
         """
-        source = self.file(request.input_file_id, tenant)
+        source = self.file(request.input_file_id, tenant, "input_file_id")
         if source["purpose"] != "batch":
             message = f"the file has the purpose {source['purpose']!r}"
             raise RequestError(message, hint="upload it with purpose='batch'", param="input_file_id")
@@ -370,5 +372,5 @@ def _full(code: str, message: str, hint: str) -> RateLimitError:
     return RateLimitError(message, hint=hint, code=code, retry_after=60.0)
 
 
-def _missing(what: str, identity: str) -> HttpError:
-    return HttpError(404, f"no {what} has the id {identity[:100]!r}", code=f"{what}_not_found")
+def _missing(what: str, identity: str, param: str | None = None) -> HttpError:
+    return HttpError(404, f"no {what} has the id {identity[:100]!r}", param=param, code=f"{what}_not_found")

@@ -312,6 +312,7 @@ def _listed(item: JsonObject) -> JsonObject:
 
 async def cancel(exchange: Exchange) -> None:
     """Refuse: only a response in the background can be cancelled, and there are none."""
+    await exchange.core.responses.find(exchange.core.namespace(exchange.tenant), _ident(exchange, "/cancel"))
     raise HttpError(400, "only background responses can be cancelled, and there are none", code="invalid_request")
 
 
