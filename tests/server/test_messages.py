@@ -264,6 +264,14 @@ def test_an_error_in_a_stream_is_an_event_of_its_own(thinker: Running) -> None:
         list(stream)
 
 
+def test_an_error_in_the_stream_of_a_response_has_its_number(thinker: Running) -> None:
+    told = thinker.post("/v1/responses", {"input": "break", "stream": True}).text
+    events = [json.loads(line.removeprefix("data: ")) for line in told.splitlines() if line.startswith("data: ")]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert (events[-1]["type"], len(events) > 1) == ("error", True)
+    assert events[-1].keys() == {"type", "sequence_number", "code", "message", "param"}
+
+
 def test_events_fit_anthropics_own_types(server: Running, thinker: Running) -> None:
     from anthropic.types import RawMessageStreamEvent
     from pydantic import TypeAdapter

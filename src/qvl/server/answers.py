@@ -339,6 +339,9 @@ class ResponseEvent(TypedDict, total=False):
     logprobs: list[EventToken]
     name: str
     arguments: str
+    code: str
+    message: str
+    param: str | None
 
 
 class DeletedResponse(TypedDict):

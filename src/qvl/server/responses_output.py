@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal, TypedDict, Unpack
 
+from qvl.errors import QvlError
 from qvl.server.answers import (
     CallItem,
     ChosenToken,
@@ -179,6 +180,10 @@ class EventWriter:
         if chunk.tool_calls:
             events += self._thought_out()
         return events + b"".join(map(self._call, chunk.tool_calls))
+
+    def failed(self, error: QvlError) -> bytes:
+        """Return the event of an error, behind which there are no others."""
+        return self.event("error", code=error.code, message=str(error), param=error.param)
 
     def _open(self) -> bytes:
         if self._number:

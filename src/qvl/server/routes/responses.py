@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeVar, get_args
 from urllib.parse import unquote
 
-from qvl.errors import ContextLengthError, QvlError, RequestError
+from qvl.errors import ContextLengthError, RequestError
 from qvl.ids import new_id
 from qvl.pipeline.parse_fields import unknown
-from qvl.server.answers import DeletedResponse, InputItemList, OutputItem, Response, dumps
+from qvl.server.answers import DeletedResponse, InputItemList, OutputItem, Response
 from qvl.server.errors import HttpError
 from qvl.server.format_schemas import asked_format, name_of_format
 from qvl.server.response_store import PREFIX, KeptResponse, not_found, not_kept
@@ -91,8 +91,8 @@ async def _answer(exchange: Exchange, body: ResponsesRequest) -> None:
             await core.responses.keep(namespace, kept)
 
     if body.stream:
-        exchange.error_event = _error_event
         writer = EventWriter(head, maker)
+        exchange.error_event = writer.failed
 
         async def settle() -> None:
             assert writer.whole is not None
@@ -314,8 +314,3 @@ async def cancel(exchange: Exchange) -> None:
     """Refuse: only a response in the background can be cancelled, and there are none."""
     await exchange.core.responses.find(exchange.core.namespace(exchange.tenant), _ident(exchange, "/cancel"))
     raise HttpError(400, "only background responses can be cancelled, and there are none", code="invalid_request")
-
-
-def _error_event(error: QvlError) -> bytes:
-    value = {"type": "error", "code": error.code, "message": str(error), "param": error.param, "sequence_number": 0}
-    return b"event: error\ndata: " + dumps(value) + b"\n\n"
