@@ -216,6 +216,7 @@ class TestBrokenAnswers:
             (Events([]), "without an answer"),
             (Events([], done=False), "without an answer"),
             (Events([b'{"choices": [{"index": 0, "del']), "broken JSON"),
+            (Events([b'{"choices": []} {}']), "broken JSON"),
             (Events([b'{"choices": [{"delta": {"content": "\xff\xfe"}}]}']), "not UTF-8"),
             (Events([b"[1, 2]"]), "not an object"),
             (Events([{"choices": [{"delta": {"content": 5}}]}]), "invalid event"),

@@ -29,12 +29,13 @@ from qvl.backends.openai.wire import (
 from qvl.chunks import lone_end
 from qvl.errors import RefusalError
 from qvl.http.sse import readable, shorten
-from qvl.types import Chunk, FinishReason, PromptFacts, TokenLogprob, ToolCallDelta, Usage
+from qvl.types import Chunk, FinishReason, PromptFacts, Timing, TokenLogprob, ToolCallDelta, Usage
 
 _IMAGE_TOKENS: Final = ("image_tokens", "vision_tokens", "multimodal_tokens")
 _NOTE: Final = 2000
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_decode: Final = json.JSONDecoder().decode
+_WHITE: Final = " \t\n\r"
+_decode: Final = json.JSONDecoder().raw_decode
 
 
 class ThinkSplitter:
@@ -220,21 +221,25 @@ class AnswerReader:
         try:
             if usage := event.get("usage"):
                 self.usage = read_usage(usage)
-            self._notes += _notes(event.get("notes"))
+            if told := event.get("notes"):
+                self._notes += _notes(told)
             if event.get("prompt_token_ids") or event.get("prompt_logprobs"):
                 scores = tuple(map(_prompt_token, event.get("prompt_logprobs") or ()))
                 self._prompt = PromptFacts(tuple(event.get("prompt_token_ids") or ()), logprobs=scores)
             for choice in event.get("choices") or ():
-                chunks += self._choice(choice)
+                if (chunk := self._choice(choice)) is not None:
+                    chunks.append(chunk)
         except (TypeError, ValueError, KeyError, AttributeError) as exc:
             raise broken(f"invalid event: {readable(payload)}", self._where) from exc
         return self._after_finish(chunks)
 
     def _after_finish(self, chunks: list[Chunk]) -> list[Chunk]:
-        if chunks and self._last is not None:
+        if not chunks:
+            return chunks
+        if self._last is not None:
             chunks.insert(0, self._last)
             self._last = None
-        if chunks and chunks[-1].finish_reason is not None:
+        if chunks[-1].finish_reason is not None:
             self._last = chunks.pop()
         return chunks
 
@@ -242,24 +247,42 @@ class AnswerReader:
         """Return the end of a choice without a finish reason; empty if it has no answer, or an incomplete call."""
         if state.finished:
             return []
-        chunks = self._choice({"index": index, "finish_reason": "stop"})
+        chunk = self._choice({"index": index, "finish_reason": "stop"})
         state.finished = state.answered and state.calls.whole
-        return chunks if state.finished else []
+        return [chunk] if state.finished and chunk is not None else []
 
-    def end(self) -> Chunk:
-        """Return the last chunk, with finish_reason and usage."""
-        finished = sum(choice.finished for choice in self._choices.values())
+    def end(self, timing: Timing | None = None) -> Chunk:
+        """Return the last chunk, with finish_reason, usage and `timing`."""
+        finished = sum([choice.finished for choice in self._choices.values()])
         if self._last is None or finished < self._n:
             if not self._choices:
                 raise cut_off("the stream ended without an answer", self._where)
             if finished and self._last is not None:
                 raise broken(f"expected n={self._n} answers, got {finished}", self._where)
             raise cut_off("the stream broke off before the answer was complete", self._where)
-        return replace(self._last, usage=self.usage, notes=self._notes)
+        last = self._last
+        return Chunk(
+            text=last.text,
+            index=last.index,
+            reasoning=last.reasoning,
+            tool_calls=last.tool_calls,
+            logprobs=last.logprobs,
+            finish_reason=last.finish_reason,
+            usage=self.usage,
+            timing=timing,
+            token_ids=last.token_ids,
+            prompt=last.prompt,
+            stop_string=last.stop_string,
+            notes=self._notes,
+        )
 
     def _parse(self, payload: bytes) -> WireEvent:
+        event: WireEvent
         try:
-            event: WireEvent = _decode(payload.decode())
+            text = payload.decode().strip(_WHITE)
+            event, end = _decode(text)
+            if end != len(text):
+                raise ValueError("more than one value")
         except UnicodeDecodeError as exc:
             raise broken(f"the stream is not UTF-8: {readable(payload)}", self._where) from exc
         except (ValueError, RecursionError) as exc:
@@ -268,55 +291,64 @@ class AnswerReader:
             raise broken(f"invalid event, not an object: {readable(payload)}", self._where)
         return event
 
-    def _choice(self, choice: WireChoice) -> list[Chunk]:
+    def _choice(self, choice: WireChoice) -> Chunk | None:
+        """Return the chunk of one choice of an event; None if it says nothing."""
         index = int(choice.get("index") or 0)
-        state = self._choices.setdefault(index, ChoiceReader(ThinkSplitter(opened=self._opened)))
+        state = self._choices.get(index)
+        if state is None:
+            state = self._choices[index] = ChoiceReader(ThinkSplitter(opened=self._opened))
         # Some end with the whole message once more.
         delta: WireMessage = choice.get("delta") or ({} if state.answered else choice.get("message")) or {}
-        own = state.joined("reasoning", delta.get("reasoning_content") or delta.get("reasoning") or "")
-        if own:
-            state.think.reasoned_elsewhere()
-        content, refused = _content(delta.get("content"))
-        text, reasoning = state.think.split(state.joined("text", content))
-        reasoning = own + reasoning
-        state.refusal += state.joined("refusal", (delta.get("refusal") or "") + refused)
-        wire_calls: Sequence[WireToolCall] = delta.get("tool_calls") or ()
-        if not wire_calls and isinstance(older := delta.get("function_call"), dict):
-            wire_calls = ({"index": 0, "function": older},)
-        calls = tuple(
-            replace(call, arguments=state.joined(call.index, call.arguments)) for call in state.calls.read(wire_calls)
-        )
-        finish = self._finish(choice.get("finish_reason"), state)
+        text, reasoning = self._words(delta, state)
+        calls = _calls(delta, state)
+        reason = choice.get("finish_reason")
+        finish = None if reason is None else self._finish(reason, state)
         if finish is not None:
             rest, rest_reasoning = state.think.flush(cut_off=finish == "length")
             text += rest + state.rest("text")
             reasoning += rest_reasoning + state.rest("reasoning")
-            calls += tuple(
-                ToolCallDelta(index=at, arguments=rest) for at in range(len(state.calls)) if (rest := state.rest(at))
-            )
+            if state.calls:
+                calls += tuple(
+                    ToolCallDelta(index=at, arguments=rest)
+                    for at in range(len(state.calls))
+                    if (rest := state.rest(at))
+                )
             state.finished = True
-        state.answered = state.answered or bool(text.strip() or calls)
-        logprobs = tuple(map(_logprob, (choice.get("logprobs") or {}).get("content") or ()))
+        if not state.answered:
+            state.answered = bool(calls or text.strip())
+        told = choice.get("logprobs")
+        logprobs = tuple(map(_logprob, told.get("content") or ())) if told else ()
         ids = tuple(choice.get("token_ids") or ())
         if not (text or reasoning or calls or logprobs or finish or ids):
-            return []
-        return [
-            Chunk(
-                text=text,
-                index=index,
-                reasoning=reasoning,
-                tool_calls=calls,
-                logprobs=logprobs,
-                finish_reason=finish,
-                stop_string=stop if finish == "stop" and isinstance(stop := choice.get("stop_reason"), str) else None,
-                token_ids=ids,
-                prompt=self._take_prompt(),
-            )
-        ]
-
-    def _take_prompt(self) -> PromptFacts | None:
+            return None
         prompt, self._prompt = self._prompt, None
-        return prompt
+        return Chunk(
+            text=text,
+            index=index,
+            reasoning=reasoning,
+            tool_calls=calls,
+            logprobs=logprobs,
+            finish_reason=finish,
+            stop_string=stop if finish == "stop" and isinstance(stop := choice.get("stop_reason"), str) else None,
+            token_ids=ids,
+            prompt=prompt,
+        )
+
+    @staticmethod
+    def _words(delta: WireMessage, state: ChoiceReader) -> tuple[str, str]:
+        """Return (text, reasoning) of a delta; a refusal is kept in `state`."""
+        own = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        if own and (own := state.joined("reasoning", own)):
+            state.think.reasoned_elsewhere()
+        content, refused = delta.get("content"), ""
+        if not isinstance(content, str):
+            content, refused = _content(content)
+        text = reasoning = ""
+        if content or own:
+            text, reasoning = state.think.split(state.joined("text", content))
+        if refusal := (delta.get("refusal") or "") + refused:
+            state.refusal += state.joined("refusal", refusal)
+        return text, own + reasoning
 
     def _finish(self, reason: str | None, state: ChoiceReader) -> FinishReason | None:
         meaning = meaning_of(reason)
@@ -335,6 +367,16 @@ class AnswerReader:
         return "tool_calls" if meaning == "tool_calls" or state.calls else "stop"
 
 
+def _calls(delta: WireMessage, state: ChoiceReader) -> tuple[ToolCallDelta, ...]:
+    """Return what a delta says of tool calls."""
+    calls: Sequence[WireToolCall] = delta.get("tool_calls") or ()
+    if not calls and isinstance(older := delta.get("function_call"), dict):
+        calls = ({"index": 0, "function": older},)
+    if not calls:
+        return ()
+    return tuple(replace(call, arguments=state.joined(call.index, call.arguments)) for call in state.calls.read(calls))
+
+
 def read_usage(usage: WireUsage) -> Usage:
     """Return the token counts of an OpenAI usage object; missing ones are 0."""
     details = usage.get("prompt_tokens_details") or {}
@@ -342,7 +384,7 @@ def read_usage(usage: WireUsage) -> Usage:
     return Usage(
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         completion_tokens=int(usage.get("completion_tokens") or 0),
-        image_tokens=int(next((count for name in _IMAGE_TOKENS if (count := details.get(name))), 0)),
+        image_tokens=int(next((count for name in _IMAGE_TOKENS if (count := details.get(name))), 0)) if details else 0,
         cached_tokens=int(details.get("cached_tokens") or 0),
         video_tokens=int(details.get("video_tokens") or 0),
         # SGLang has it beside the others.
@@ -355,10 +397,10 @@ def _notes(told: object) -> tuple[str, ...]:
     return tuple(note[:_NOTE] for note in told if isinstance(note, str)) if isinstance(told, list) else ()
 
 
-def _content(content: str | list[WirePart] | None) -> tuple[str, str]:
+def _content(content: list[WirePart] | None) -> tuple[str, str]:
     """Return (text, refusal); some gateways stream content as parts."""
-    if content is None or isinstance(content, str):
-        return content or "", ""
+    if content is None:
+        return "", ""
     return "".join(part.get("text") or "" for part in content), "".join(part.get("refusal") or "" for part in content)
 
 

@@ -10,29 +10,28 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 from qvl.backends.base import CUT_OFF, Backend, Capabilities, OwnDecisions, Tokens, began
-from qvl.backends.endless import EndlessWatch
+from qvl.backends.openai.course import Course
 from qvl.backends.openai.decisions_3_57 import DecisionsProbe
-from qvl.backends.openai.endpoint import Endpoint, Timeouts, read_url, shown_url
+from qvl.backends.openai.endpoint import Endpoint, RunningAnswer, Timeouts, read_url, shown_url
 from qvl.backends.openai.endpoint_list import Listed, by_name, listed_endpoints
 from qvl.backends.openai.failures import Failed, Impact, Repeat
 from qvl.backends.openai.fleet import Attempts, Fleet, ProbedEndpoint
 from qvl.backends.openai.pool import EndpointPool, EndpointState, Member, Policy, Ticket, weights_by_url
-from qvl.backends.openai.request_traits import is_small, picture_tokens, prompt_fields, refuse_large, repeatable
+from qvl.backends.openai.request_traits import is_small, prompt_fields, refuse_large
 from qvl.backends.openai.retry import RetryPolicy
-from qvl.backends.openai.transport import Pieces
 from qvl.backends.openai.wire import request_body
 from qvl.backends.quarantine import Quarantine
-from qvl.backends.resume import Continuation, Diverged
+from qvl.backends.resume import Diverged
 from qvl.errors import BackendResponseError, BackendUnavailableError, QvlError
 from qvl.evidence.coordinates import Coordinates, coordinates_named
 from qvl.log import logger
 from qvl.media.gate import hash_pictures
 from qvl.media.video_parts import sent_as_pictures
-from qvl.types import ChatRequest, Chunk, JsonObject, Timing
+from qvl.types import ChatRequest, Chunk, JsonObject
 
 log = logger("qvl.backends.openai")
 
@@ -184,15 +183,45 @@ class OpenAIBackend(Backend):
         await self._fleet.aclose()
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
+        """Yield the answer of the first endpoint that begins one; tries endpoints and rounds until then.
+
+        An answer that breaks off later goes on at another endpoint, if that gives the same answer up to there.
+        """
         self.refuse_unsupported(request)
         if not self._is_open:
             raise BackendUnavailableError(f"openai:{self.model} is not open", hint="await backend.open()")
         self._running += 1
         self._counts["requests"] += 1
         try:
-            async with aclosing(self._answer(request)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+            course = await self._course(request)
+            while True:
+                ticket = await self._ticket(course)
+                try:
+                    self._quarantine.refuse(request)
+                    answer = await self._begun(course, ticket)
+                    try:
+                        while chunks := await answer.read():
+                            for chunk in chunks:
+                                if (rest := course.rest(chunk, ticket)) is not None:
+                                    yield rest
+                    finally:
+                        await answer.aclose()
+                    if course.cut is not None:
+                        self._counts["continued"] += 1
+                    self._quarantine.cleared(request)
+                    return
+                except Diverged:
+                    assert course.cut is not None
+                    raise course.cut from None
+                except Failed as failed:
+                    if not await self._goes_on(failed, course, ticket):
+                        if course.cut is not None:
+                            raise course.cut from None
+                        raise
+                finally:
+                    ticket.release()
+                    if course.suspect:
+                        self._quarantine.tried(request, ticket.member.name)
         except Failed as failed:
             self._counts["failures"] += 1
             failed.surface()
@@ -223,44 +252,39 @@ class OpenAIBackend(Backend):
     async def own_decisions(self) -> OwnDecisions | None:
         return await self._decisions.found()
 
-    async def _answer(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
-        """Yield the answer of the first endpoint that begins one; tries endpoints and rounds until then.
-
-        An answer that breaks off later goes on at another endpoint, if that gives the same answer up to there.
-        """
-        quarantine, started = self._quarantine, time.monotonic()
-        by_picture = bool(request.pictures) and self._pool.policy == "affinity"
-        if by_picture or quarantine.watches():
+    async def _course(self, request: ChatRequest) -> Course:
+        """Return the course of a request that begins; a picture in quarantine is refused."""
+        affine = bool(request.pictures) and self._pool.policy == "affinity"
+        if affine or self._quarantine.watches():
             await hash_pictures(request.pictures)
-        quarantine.refuse(request)
-        deadline = began() + self._timeouts.total
-        key = request.pictures[0].sha256 if by_picture else None
-        cost = picture_tokens(request)
-        may_repeat = repeatable(request)
-        others = len(self._pool) > 1 and self._retry.max_retries > 0
-        resumable = may_repeat and request.sampling.deterministic and others
-        continuation = Continuation() if resumable else None
-        begun, first = False, 0.0
-        cut: Failed | None = None
-        attempts, rounds = Attempts(), 0
-        taken: set[str] = set()
+        self._quarantine.refuse(request)
+        return Course(
+            request,
+            deadline=began() + self._timeouts.total,
+            key=request.pictures[0].sha256 if affine else None,
+            tries_others=len(self._pool) > 1 and self._retry.max_retries > 0,
+        )
+
+    async def _ticket(self, course: Course) -> Ticket[ProbedEndpoint]:
+        """Return the slot of the next attempt, after waiting for a free endpoint or for another round."""
+        quarantine, request, attempts, taken = self._quarantine, course.request, course.attempts, course.taken
         while True:
             queued = time.monotonic()
             suspect = quarantine.suspects(request)
             exclude = attempts.exclude | quarantine.trying | taken if suspect else attempts.exclude
-            ticket = await self._pool.acquire(cost=cost, key=key, exclude=exclude, until=deadline)
+            ticket = await self._pool.acquire(cost=course.cost, key=course.key, exclude=exclude, until=course.deadline)
             if ticket is None:
-                if suspect and await quarantine.one_was_tried(deadline, elsewhere=bool(taken)):
+                if suspect and await quarantine.one_was_tried(course.deadline, elsewhere=bool(taken)):
                     taken.clear()
                     continue
                 try:
-                    await self._next_round(attempts, rounds, deadline)
+                    await self._next_round(attempts, course.rounds, course.deadline)
                 except (Failed, QvlError):
                     # The error of the answer that began says more than that of its repetition.
-                    if cut is not None:
-                        raise cut from None
+                    if course.cut is not None:
+                        raise course.cut from None
                     raise
-                rounds += 1
+                course.rounds += 1
                 continue
             name = ticket.member.name
             # Others may have found out about its pictures while it waited for the ticket.
@@ -274,64 +298,12 @@ class OpenAIBackend(Backend):
                 continue
             if attempts.failures:
                 self._counts["failovers" if name not in attempts.failures else "retries"] += 1
-            waited = time.monotonic() - queued
-            answering = False
-            try:
-                quarantine.refuse(request)
-                async with aclosing(self._attempt(ticket, request, deadline)) as chunks:
-                    async for chunk in chunks:
-                        if not answering:
-                            answering = True
-                            ticket.first_token()
-                            begun = True
-                        rest = chunk if continuation is None else continuation.rest(chunk)
-                        if rest is None:
-                            continue
-                        first = first or time.monotonic() - started
-                        if rest.usage is not None:
-                            total = time.monotonic() - started
-                            rest = replace(rest, timing=Timing(queue=waited, first_token=first, total=total))
-                        yield rest
-                if cut is not None:
-                    self._counts["continued"] += 1
-                quarantine.cleared(request)
-                return
-            except Diverged:
-                assert cut is not None
-                raise cut from None
-            except Failed as failed:
-                ticket.failed(failed)
-                if request.pictures and await ticket.member.target.endpoint.died(failed):
-                    quarantine.killed(request, name, suspect=suspect)
-                    quarantine.refuse(request)
-                if begun:
-                    again = failed.repeat is Repeat.ANYWHERE and may_repeat and self._retry.max_retries
-                    if again:
-                        # Not ours to repeat, but a caller that has shown nothing to anybody may.
-                        failed.error.code = CUT_OFF
-                    if not again or continuation is None:
-                        raise cut or failed from None
-                    cut = cut or failed
-                    continuation.again()
-                elif failed.repeat is Repeat.NEVER:
-                    raise
-                attempts.note(name, failed, repeatable=may_repeat)
-                log.info(
-                    "endpoint failed",
-                    endpoint=name,
-                    request_id=request.request_id,
-                    begun=begun,
-                    error=type(failed.error).__name__,
-                )
-            finally:
-                ticket.release()
-                if suspect:
-                    quarantine.tried(request, name)
+            course.suspect, course.times.queue = suspect, time.monotonic() - queued
+            return ticket
 
-    async def _attempt(
-        self, ticket: Ticket[ProbedEndpoint], request: ChatRequest, deadline: float
-    ) -> AsyncGenerator[Chunk, None]:
-        line = ticket.member.target
+    async def _begun(self, course: Course, ticket: Ticket[ProbedEndpoint]) -> RunningAnswer:
+        """Return the answer that the ticket's endpoint begins."""
+        request, line = course.request, ticket.member.target
         joined_late = line.findings is None
         findings = await self._fleet.findings_of(line)
         # It may have been asked what it takes while the request waited for a place.
@@ -345,31 +317,52 @@ class OpenAIBackend(Backend):
             except QvlError as exc:
                 # It has less than the others: this request, which they can serve, goes past it.
                 raise Failed(exc, Repeat.ELSEWHERE, Impact.NONE) from None
-
-        def written() -> Pieces:
-            return request_body(request, self.model, findings.dialect)
-
+        course.begin(notes)
         # Scaling and encoding megapixels would hold up every other stream.
-        body = written() if is_small(request) else await asyncio.to_thread(written)
+        write = partial(request_body, request, self.model, findings.dialect)
+        body = write() if is_small(request) else await asyncio.to_thread(write)
         refuse_large(body, findings.body_bytes, request, line.endpoint.url)
-        async with aclosing(
-            line.endpoint.stream(
-                body,
-                n=request.sampling.n,
-                deadline=deadline,
-                request_id=request.request_id,
-                repeatable=repeatable(request),
-                thinks="thinking" in self.model.lower(),
-            )
-        ) as chunks:
-            watch = EndlessWatch(request)
-            async for chunk in chunks:
-                try:
-                    watch.read(chunk)
-                except BackendResponseError as exc:
-                    raise Failed(exc, Repeat.NEVER, Impact.NONE) from None
-                yield replace(chunk, notes=notes + chunk.notes) if notes else chunk
-                notes = ()
+        return await line.endpoint.answer(
+            body,
+            n=request.sampling.n,
+            deadline=course.deadline,
+            request_id=request.request_id,
+            repeatable=course.repeatable,
+            thinks="thinking" in self.model.lower(),
+            times=course.times,
+        )
+
+    async def _goes_on(self, failed: Failed, course: Course, ticket: Ticket[ProbedEndpoint]) -> bool:
+        """Record the failure of an attempt; return True if there may be another one.
+
+        Raises:
+            MediaError: the request's picture is in quarantine now.
+        """
+        request, name = course.request, ticket.member.name
+        ticket.failed(failed)
+        if request.pictures and await ticket.member.target.endpoint.died(failed):
+            self._quarantine.killed(request, name, suspect=course.suspect)
+            self._quarantine.refuse(request)
+        if course.begun:
+            again = failed.repeat is Repeat.ANYWHERE and course.repeatable and self._retry.max_retries
+            if again:
+                # Not ours to repeat, but a caller that has shown nothing to anybody may.
+                failed.error.code = CUT_OFF
+            if not again or course.continuation is None:
+                return False
+            course.cut = course.cut or failed
+            course.continuation.again()
+        elif failed.repeat is Repeat.NEVER:
+            return False
+        course.attempts.note(name, failed, repeatable=course.repeatable)
+        log.info(
+            "endpoint failed",
+            endpoint=name,
+            request_id=request.request_id,
+            begun=course.begun,
+            error=type(failed.error).__name__,
+        )
+        return True
 
     async def _next_round(self, attempts: Attempts, rounds: int, deadline: float) -> None:
         """Wait until an endpoint is available for another round, or raise one error for all of them."""

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -46,7 +46,7 @@ from qvl.errors import BackendResponseError, BackendUnavailableError, ConfigErro
 from qvl.http.connection import LateError
 from qvl.http.sse import EventReader, readable
 from qvl.log import logger
-from qvl.types import Chunk, JsonObject
+from qvl.types import Chunk, JsonObject, Timing
 
 # Seconds before each look whether an engine that broke an answer off is still there.
 DYING_PAUSES: Final = (0.0, 0.05, 0.2, 0.5)
@@ -71,6 +71,20 @@ class Timeouts:
             value = getattr(self, name)
             if not value > 0:
                 raise ConfigError(f"invalid {name}_timeout={value}", hint="seconds above 0", param=f"{name}_timeout")
+
+
+@dataclass(slots=True)
+class Times:
+    """When a request began (monotonic), its seconds in the queue, and those until its answer began; 0 before that."""
+
+    began: float
+    queue: float = 0.0
+    first_token: float = 0.0
+
+    def timing(self) -> Timing:
+        """Return the times of an answer that ends now."""
+        total = time.monotonic() - self.began
+        return Timing(queue=self.queue, first_token=self.first_token or total, total=total)
 
 
 def read_url(url: str) -> str:
@@ -140,7 +154,7 @@ class Endpoint:
         self._leads = True
         self._closed = False
         # Learned from its last answer: streams then keep text back until the block has ended.
-        self._opens_thought = False
+        self.opens_thought = False
 
     @property
     def identity(self) -> str:
@@ -192,7 +206,7 @@ class Endpoint:
         for way in filter(None, ways):
             await way.aclose()
 
-    async def stream(
+    async def answer(
         self,
         body: Pieces,
         *,
@@ -201,43 +215,22 @@ class Endpoint:
         request_id: str = "",
         repeatable: bool = True,
         thinks: bool = False,
-    ) -> AsyncGenerator[Chunk, None]:
-        """Yield the `n` choices of the answer to `body`, which has `"stream": true`, until `deadline` (monotonic).
+        times: Times | None = None,
+    ) -> RunningAnswer:
+        """Return the beginning answer to `body`, which has `"stream": true`: `n` choices, until `deadline` (monotonic).
 
         `request_id` is sent as `X-Request-Id`, to correlate the logs of both sides. A request that is not `repeatable`
         is never sent twice, even if it is unknown whether it arrived. `thinks`: the model is known to begin with
-        reasoning, whose opening tag may be in its chat template.
-
-        The last chunk has finish_reason and usage.
+        reasoning, whose opening tag may be in its chat template. `times` are the request's, for the last chunk.
         """
         began = time.monotonic()
-        end = min(deadline if deadline is not None else began + self.timeouts.total, began + self.timeouts.total)
-        by, started, idle = min(end, began + self.timeouts.first_token), False, 0
-        answer = AnswerReader(n=n, where=self.url, opened=thinks or self._opens_thought)
-        events = EventReader()
+        end = began + self.timeouts.total
+        if deadline is not None and deadline < end:
+            end = deadline
+        by = min(end, began + self.timeouts.first_token)
+        reader = AnswerReader(n=n, where=self.url, opened=thinks or self.opens_thought)
         reply = await self._reply(lambda way: way.chat(body, request_id, by, repeatable=repeatable), began)
-        try:
-            ended = False
-            while not ended:
-                payloads, ended = await self._payloads(reply, events, by, started)
-                for payload in payloads:
-                    idle += len(payload)
-                    for chunk in answer.read(payload):
-                        started, idle = True, 0
-                        yield chunk
-                    if idle > MAX_IDLE_BYTES:
-                        raise broken("endless stream without content", self.url)
-                if payloads and started:
-                    by = min(end, time.monotonic() + self.timeouts.token)
-                if answer.done:
-                    break
-            last = answer.end()
-            self._opens_thought = answer.opened_by_template
-            yield last
-            if not ended:
-                await _finish(reply)
-        finally:
-            await reply.close()
+        return RunningAnswer(self, reply, reader, times or Times(began), by=by, end=end)
 
     async def _reply(self, send: Callable[[Transport], Awaitable[Reply]], began: float) -> Reply:
         """Return the reply of the direct transport, or of the openai client if that cannot get one."""
@@ -257,24 +250,11 @@ class Endpoint:
                     self._leads = False
             return await send(self._sdk)
         except Failed as exc:
-            raise self._closing(exc) from exc.__cause__
+            raise self.closing(exc) from exc.__cause__
         except LateError as exc:
-            raise self._late("no first token", began) from exc
+            raise self.late("no first token", began) from exc
 
-    async def _payloads(self, reply: Reply, events: EventReader, by: float, started: bool) -> tuple[list[bytes], bool]:
-        """Return (payloads of the events completed by the next bytes, True at the end of the body)."""
-        began = time.monotonic()
-        try:
-            data = await reply.read(by)
-            return (events.feed(data), False) if data else (events.end(), True)
-        except BackendResponseError as exc:
-            raise broken(exc.message, self.url, hint=exc.hint) from exc
-        except Failed as exc:
-            raise self._closing(exc) from exc.__cause__
-        except LateError as exc:
-            raise self._late("no further token" if started else "no first token", began) from exc
-
-    def _closing(self, failed: Failed) -> Failed:
+    def closing(self, failed: Failed) -> Failed:
         """Return `failed`, or if the backend was closed a failure that says so."""
         if not self._closed:
             return failed
@@ -282,8 +262,9 @@ class Endpoint:
         closed.repeat, closed.impact = Repeat.NEVER, Impact.NONE
         return closed
 
-    def _late(self, what: str, began: float) -> Failed:
-        return self._closing(
+    def late(self, what: str, began: float) -> Failed:
+        """Return the failure of a wait since `began` that took too long."""
+        return self.closing(
             too_slow(f"{what} in {time.monotonic() - began:.1f} s", self.url, hint="see first_token_timeout")
         )
 
@@ -296,9 +277,9 @@ class Endpoint:
         try:
             answer = await self._sdk.ask(url, fields, began + self.timeouts.connect + self.timeouts.first_token)
         except Failed as exc:
-            raise self._closing(exc) from exc.__cause__
+            raise self.closing(exc) from exc.__cause__
         except LateError as exc:
-            raise self._late("no answer", began) from exc
+            raise self.late("no answer", began) from exc
         if not isinstance(answer, dict):
             raise broken(f"{path} gave no JSON object", self.url)
         return answer
@@ -337,14 +318,82 @@ class Endpoint:
             listed = json.loads(data)
             entries: list[ListedModel] | None = listed.get("data") if isinstance(listed, dict) else None
         except Failed as exc:
-            raise self._closing(exc) from exc.__cause__
+            raise self.closing(exc) from exc.__cause__
         except LateError as exc:
-            raise self._late("no list of models", began) from exc
+            raise self.late("no list of models", began) from exc
         except ValueError as exc:
             raise broken(f"the list of models is not JSON: {readable(bytes(data))}", self.url) from exc
         finally:
             await reply.close()
         return [entry for entry in entries or () if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+
+
+class RunningAnswer:
+    """An answer that an endpoint is giving, until `end` (monotonic), and its first chunk before `by`.
+
+    `aclose` must always be called.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, reply: Reply, reader: AnswerReader, times: Times, *, by: float, end: float
+    ) -> None:
+        self._endpoint, self._reply, self._reader, self._times = endpoint, reply, reader, times
+        self._by, self._end = by, end
+        self._events = EventReader()
+        self._payloads: Iterator[bytes] = iter(())
+        self._idle = 0
+        self._came = self._started = self._ended = self._whole = False
+
+    async def read(self) -> Sequence[Chunk]:
+        """Return the next chunks, those of one event; none once the answer is whole.
+
+        The last chunk has finish_reason, usage and timing.
+        """
+        reader = self._reader
+        while not self._whole:
+            for payload in self._payloads:
+                if chunks := reader.read(payload):
+                    if not self._started:
+                        self._started = True
+                        self._times.first_token = self._times.first_token or time.monotonic() - self._times.began
+                    self._idle = 0
+                    return chunks
+                self._idle += len(payload)
+                if self._idle > MAX_IDLE_BYTES:
+                    raise broken("endless stream without content", self._endpoint.url)
+            if reader.done or self._ended:
+                self._whole = True
+                last = reader.end(self._times.timing())
+                self._endpoint.opens_thought = reader.opened_by_template
+                return (last,)
+            if self._came and self._started:
+                self._by = min(self._end, time.monotonic() + self._endpoint.timeouts.token)
+            await self._next()
+        if not self._ended:
+            self._ended = True
+            await _finish(self._reply)
+        return ()
+
+    async def _next(self) -> None:
+        """Read the next bytes, and take the payloads of the events that they complete."""
+        began = time.monotonic()
+        try:
+            data = await self._reply.read(self._by)
+            payloads = self._events.feed(data) if data else self._events.end()
+        except BackendResponseError as exc:
+            raise broken(exc.message, self._endpoint.url, hint=exc.hint) from exc
+        except Failed as exc:
+            raise self._endpoint.closing(exc) from exc.__cause__
+        except LateError as exc:
+            what = "no further token" if self._started else "no first token"
+            raise self._endpoint.late(what, began) from exc
+        self._ended = not data
+        self._came = bool(payloads)
+        self._payloads = iter(payloads)
+
+    async def aclose(self) -> None:
+        """Release the connection if the answer was read to its end; else close it, which aborts the endpoint's work."""
+        await self._reply.close()
 
 
 async def _finish(reply: Reply) -> None:

@@ -276,9 +276,10 @@ class _Asker:
 
     async def _once(self, body: Mapping[str, object]) -> Answered:
         folder = Folder(want_logprobs=True)
-        async with aclosing(self._endpoint.stream((encoded(body),))) as chunks:
-            async for chunk in chunks:
-                folder.add(chunk)
+        async with aclosing(await self._endpoint.answer((encoded(body),))) as answer:
+            while chunks := await answer.read():
+                for chunk in chunks:
+                    folder.add(chunk)
         return Answered(folder.choices(), folder.usage, folder.prompt)
 
 
