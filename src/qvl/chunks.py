@@ -22,6 +22,8 @@ from qvl.types import (
 )
 
 _END: Final = "</think>"
+_NO_USAGE: Final = Usage()
+_NO_TIMING: Final = Timing()
 _UNQUOTED_END: Final = re.compile(rf"(?<![`'\"“‘«]){_END}")
 
 
@@ -33,85 +35,83 @@ def fold(chunks: Iterable[Chunk], *, want_logprobs: bool = False) -> tuple[tuple
     return folder.choices(), folder.usage, folder.timing
 
 
-class Folder:
-    """Accumulates streamed chunks; `choices()` returns the answers so far."""
+class _Pieces:
+    """What came of one choice so far."""
 
-    __slots__ = (
-        "_calls",
-        "_finish",
-        "_logprobs",
-        "_reasoning",
-        "_split_thought",
-        "_stops",
-        "_text",
-        "_token_ids",
-        "_want_logprobs",
-        "notes",
-        "prompt",
-        "timing",
-        "usage",
-    )
+    __slots__ = ("calls", "finish_reason", "logprobs", "reasoning", "stop_string", "text", "token_ids")
 
-    def __init__(self, *, want_logprobs: bool = False, split_thought: bool = False) -> None:
-        self._split_thought = split_thought
-        self._text: dict[int, list[str]] = {}
-        self._reasoning: dict[int, list[str]] = {}
-        self._logprobs: dict[int, list[TokenLogprob]] = {}
-        self._calls: dict[int, dict[int, dict[str, str]]] = {}
-        self._finish: dict[int, FinishReason] = {}
-        self._stops: dict[int, str | None] = {}
-        self._token_ids: dict[int, tuple[int, ...]] = {}
-        self._want_logprobs = want_logprobs
-        self.prompt: PromptFacts | None = None
-        self.notes: tuple[str, ...] = ()
-        self.usage = Usage()
-        self.timing = Timing()
-
-    @property
-    def finished(self) -> bool:
-        """True if every choice so far has its finish_reason."""
-        return bool(self._text) and self._finish.keys() == self._text.keys()
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.reasoning: list[str] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.token_ids: list[int] = []
+        self.calls: dict[int, dict[str, str]] = {}
+        self.finish_reason: FinishReason | None = None
+        self.stop_string: str | None = None
 
     def add(self, chunk: Chunk) -> None:
-        self._text.setdefault(chunk.index, []).append(chunk.text)
-        self._reasoning.setdefault(chunk.index, []).append(chunk.reasoning)
-        self._logprobs.setdefault(chunk.index, []).extend(chunk.logprobs)
+        self.text.append(chunk.text)
+        if chunk.reasoning:
+            self.reasoning.append(chunk.reasoning)
+        if chunk.logprobs:
+            self.logprobs += chunk.logprobs
+        if chunk.token_ids:
+            self.token_ids += chunk.token_ids
         for delta in chunk.tool_calls:
-            call = self._calls.setdefault(chunk.index, {}).setdefault(
-                delta.index, {"id": "", "name": "", "arguments": ""}
-            )
+            call = self.calls.setdefault(delta.index, {"id": "", "name": "", "arguments": ""})
             call["id"] = delta.id or call["id"]
             call["name"] = delta.name or call["name"]
             call["arguments"] += delta.arguments
         if chunk.finish_reason is not None:
-            self._finish[chunk.index] = chunk.finish_reason
-            self._stops[chunk.index] = chunk.stop_string
-        if chunk.token_ids:
-            self._token_ids[chunk.index] = self._token_ids.get(chunk.index, ()) + chunk.token_ids
+            self.finish_reason, self.stop_string = chunk.finish_reason, chunk.stop_string
+
+
+class Folder:
+    """Accumulates streamed chunks; `choices()` returns the answers so far."""
+
+    __slots__ = ("_pieces", "_split_thought", "_want_logprobs", "notes", "prompt", "timing", "usage")
+
+    def __init__(self, *, want_logprobs: bool = False, split_thought: bool = False) -> None:
+        self._split_thought = split_thought
+        self._want_logprobs = want_logprobs
+        self._pieces: dict[int, _Pieces] = {}
+        self.prompt: PromptFacts | None = None
+        self.notes: tuple[str, ...] = ()
+        self.usage = _NO_USAGE
+        self.timing = _NO_TIMING
+
+    @property
+    def finished(self) -> bool:
+        """True if every choice so far has its finish_reason."""
+        return bool(self._pieces) and all(pieces.finish_reason is not None for pieces in self._pieces.values())
+
+    def add(self, chunk: Chunk) -> None:
+        pieces = self._pieces.get(chunk.index)
+        if pieces is None:
+            pieces = self._pieces[chunk.index] = _Pieces()
+        pieces.add(chunk)
         self.prompt = chunk.prompt or self.prompt
         self.notes += chunk.notes
         self.usage = chunk.usage or self.usage
         self.timing = chunk.timing or self.timing
 
     def choices(self) -> tuple[Choice, ...]:
-        return tuple(
-            Choice(
-                index=index,
-                **self._words(index),
-                tool_calls=tuple(ToolCall(**call) for _, call in sorted(self._calls.get(index, {}).items())),
-                finish_reason=self._finish.get(index, "abort"),
-                logprobs=tuple(self._logprobs[index]) if self._want_logprobs else None,
-                token_ids=self._token_ids.get(index, ()),
-                stop_string=self._stops.get(index),
-            )
-            for index in sorted(self._text)
-        )
+        return tuple([self._choice(index, pieces) for index, pieces in sorted(self._pieces.items())])
 
-    def _words(self, index: int) -> dict[str, str]:
-        text, reasoning = "".join(self._text[index]), "".join(self._reasoning[index])
+    def _choice(self, index: int, pieces: _Pieces) -> Choice:
+        text, reasoning = "".join(pieces.text), "".join(pieces.reasoning)
         if self._split_thought and not reasoning and _END in text:
             reasoning, text = lone_thought(text)
-        return {"text": text, "reasoning": reasoning}
+        return Choice(
+            index=index,
+            text=text,
+            reasoning=reasoning,
+            tool_calls=tuple([ToolCall(**call) for _, call in sorted(pieces.calls.items())]),
+            finish_reason=pieces.finish_reason or "abort",
+            logprobs=tuple(pieces.logprobs) if self._want_logprobs else None,
+            token_ids=tuple(pieces.token_ids),
+            stop_string=pieces.stop_string,
+        )
 
 
 def lone_thought(text: str) -> tuple[str, str]:
@@ -135,6 +135,8 @@ def _is_json(text: str) -> bool:
 
 def lone_end(text: str) -> int | None:
     """Return the index of the `</think>` that has no `<think>` before it in the text, or None."""
+    if _END not in text:
+        return None
     for match in _UNQUOTED_END.finditer(text):
         before = text[: match.start()]
         if "<think>" in before:
