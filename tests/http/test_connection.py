@@ -58,6 +58,18 @@ async def test_a_wait_ends_at_its_moment_also_when_something_comes_all_the_time(
     end = 0.0
 
 
+async def test_a_wait_ends_at_its_own_moment_whatever_the_last_one_was() -> None:
+    """One timer serves all waits of a connection: it may be set to a later moment, or to an earlier one."""
+    connection, loop = Connection(), asyncio.get_running_loop()
+    for seconds in (60.0, 0.05):
+        loop.call_soon(connection.data_received, b"HTTP/1.1 204 No Content\r\n\r\n")
+        await connection.head(time.monotonic() + seconds)
+    began = time.monotonic()
+    with pytest.raises(LateError):
+        await connection.head(began + 0.2)
+    assert 0.2 <= time.monotonic() - began < 5
+
+
 async def test_a_network_that_gives_up_is_no_deadline() -> None:
     connection = Connection()
     connection.connection_lost(TimeoutError(110, "Connection timed out"))

@@ -59,6 +59,9 @@ class Connection(asyncio.Protocol):
         self._ended = False
         self._problem: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._deadline: float | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = 0.0
         self._rest = b""
 
     @property
@@ -87,6 +90,9 @@ class Connection(asyncio.Protocol):
         if exc is not None and self._problem is None:
             # A TimeoutError of the network's is not a deadline of ours.
             self._problem = TransportError(str(exc) or type(exc).__name__)
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         self._wake()
 
     def fail(self, problem: Exception) -> None:
@@ -163,25 +169,41 @@ class Connection(asyncio.Protocol):
                 if isinstance(self._problem, TimeoutError | asyncio.TimeoutError):
                     raise self._problem
                 raise TransportError(str(self._problem or "") or otherwise) from self._problem
-            loop = asyncio.get_running_loop()
-            remaining = None if deadline is None else deadline - monotonic()
-            if remaining is not None and remaining <= 0:
-                # Not by the timer: what comes without a pause would be there before it every time.
-                raise LateError
-            waiter = self._waiter = loop.create_future()
-            timer = None if remaining is None else loop.call_later(remaining, self._wake)
+            if deadline is not None:
+                if deadline <= monotonic():
+                    # Not by the alarm: what comes without a pause would be there before it every time.
+                    raise LateError
+                if self._alarm is None or self._alarm_at > deadline:
+                    self._set_alarm(deadline)
+            self._deadline = deadline
+            waiter = self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await waiter
             finally:
                 self._waiter = None
-                if timer is not None:
-                    timer.cancel()
         when, data = self._came.popleft()
         self._buffered -= len(data)
         if self._paused and self._buffered < MAX_BUFFERED // 2 and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
         return when, data
+
+    def _set_alarm(self, at: float) -> None:
+        """Have `_ring` called at a moment. A timer for every wait would cost more than the waits."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        # It outlives this request, and would keep all that is in its context.
+        loop, self._alarm_at = asyncio.get_running_loop(), at
+        self._alarm = loop.call_later(max(0.0, at - monotonic()), self._ring, context=Context())
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if self._waiter is None or self._deadline is None:
+            return
+        if self._deadline <= monotonic():
+            self._wake()
+        else:
+            self._set_alarm(self._deadline)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
