@@ -85,10 +85,12 @@ class Capabilities:
 
     def why_pictures(self, request: ChatRequest) -> str | None:
         """Return why the frames of the request's videos are sent as pictures, as `takes no videos`; None if not."""
+        if not request.videos:
+            return None
         if len(request.videos) > self.videos:
             most = f"at most {self.videos} video{'s' if self.videos > 1 else ''}" if self.videos else "no videos"
             return f"takes {most}"
-        if request.videos and self.body_bytes is not None and bytes_with_files(request) > self.body_bytes:
+        if self.body_bytes is not None and bytes_with_files(request) > self.body_bytes:
             return f"takes at most {self.body_bytes / 2**20:.3g} MiB in a request"
         return None
 
@@ -298,12 +300,13 @@ class Backend(ABC):
             UnsupportedInputError: for the first unsupported field, named by `param`.
         """
         have, me = self.capabilities, f"{self.name}:{self.model}"
-        pictures, kind = len(request.pictures), request.response_format.kind
-        if len(request.videos) > have.videos:
+        pictures, videos, kind = len(request.pictures), request.videos, request.response_format.kind
+        if len(videos) > have.videos:
             what = f"takes at most {have.videos} videos to a request" if have.videos else "does not support videos"
             hint = "qvl.media.video_parts.as_timed_pictures(request) has the frames"
             raise UnsupportedInputError(f"{me} {what}", hint=hint, param="messages")
-        pictures -= sum(len(video.frames) for video in request.videos)
+        if videos:
+            pictures -= sum(len(video.frames) for video in videos)
         if pictures and not have.images:
             raise UnsupportedInputError(f"{me} does not support pictures", hint="use a vision model", param="messages")
         if pictures > have.images:
@@ -323,8 +326,12 @@ class Backend(ABC):
             known = ", ".join(self.adapters()) or "none"
             what = f"{me} has no adapter {request.adapter!r}"
             raise UnsupportedInputError(what, hint=f"it has: {known}", param="adapter")
-        others = [name for name in ("priority", "prefill") if getattr(request, name)]
-        for name in (*request.prompt_fields(), *others):
+        fields = [*request.prompt_fields()]
+        if request.priority:
+            fields.append("priority")
+        if request.prefill:
+            fields.append("prefill")
+        for name in fields:
             if name not in have.fields:
                 raise UnsupportedInputError(f"{me} does not support {name}", hint="leave it out", param=name)
         if request.extra and not have.extra_body:

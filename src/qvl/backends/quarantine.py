@@ -75,10 +75,8 @@ class Quarantine:
         Raises:
             MediaError: one is; it names the picture.
         """
-        if not request.pictures:
-            return
         held = self._held.read()
-        if not held:
+        if not held or not request.pictures:
             return
         hashes = [picture.sha256 for picture in request.pictures]
         for key, until in held.items():
@@ -96,9 +94,8 @@ class Quarantine:
 
     def suspects(self, request: ChatRequest) -> bool:
         """Return True if an engine died with this request's pictures, and no other one has answered them since."""
-        if not request.pictures or not (suspects := self._suspects.read()):
-            return False
-        return _key(request) in suspects
+        suspects = self._suspects.read()
+        return bool(suspects and request.pictures) and _key(request) in suspects
 
     def killed(self, request: ChatRequest, engine: str, *, suspect: bool) -> None:
         """Record that `engine` died while it answered the request; `suspect`: as the only suspect there.
@@ -165,7 +162,7 @@ class Quarantine:
 
     def cleared(self, request: ChatRequest) -> None:
         """Record that the request was answered."""
-        if request.pictures and self._suspects.read() and _key(request) in self._suspects.read():
+        if self.suspects(request):
             with self._alone():
                 self._suspects.drop(_key(request))
 

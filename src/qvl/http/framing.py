@@ -44,10 +44,12 @@ def read_head(data: bytes) -> tuple[int, dict[str, str]]:
     for line in lines[1:]:
         name, _, value = line.partition(":")
         name, value = name.strip().lower(), value.strip()
-        if name in _LISTS and name in headers:
-            value = f"{headers[name]}, {value}"
-        elif name == "content-length" and headers.get(name, value) != value:
-            raise BrokenAnswerError(f"the answer has two Content-Lengths: {headers[name][:40]!r} and {value[:40]!r}")
+        if name in headers:
+            before = headers[name]
+            if name in _LISTS:
+                value = f"{before}, {value}"
+            elif name == "content-length" and before != value:
+                raise BrokenAnswerError(f"the answer has two Content-Lengths: {before[:40]!r} and {value[:40]!r}")
         headers[name] = value
     if version == "HTTP/1.0" and "keep-alive" not in headers.get("connection", "").lower():
         headers["connection"] = "close"

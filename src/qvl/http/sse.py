@@ -49,7 +49,7 @@ class EventReader:
         events: list[bytes] = []
         if not self._plain:
             self._take_lines(events)
-        if len(self._buffer) + sum(map(len, self._data)) > self._limit:
+        if len(self._buffer) + (sum(map(len, self._data)) if self._data else 0) > self._limit:
             raise BackendResponseError(
                 f"the endpoint sent more than {self._limit} bytes in one piece: {readable(bytes(self._buffer[:4096]))}"
             )
@@ -90,11 +90,11 @@ class EventReader:
         self._scanned = 0
         for raw in lines:
             line = raw.rstrip(b"\r")
-            if line.startswith(b"data:"):
+            if line[:5] == b"data:":
                 self._data.append(line[6:] if line[5:6] == b" " else line[5:])
-            elif not line.strip():
+            elif not line or line.isspace():
                 if self._data:
-                    events.append(b"\n".join(self._data))
+                    events.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
                     self._data = []
             elif not line.startswith(_FIELDS):
                 problem = f"expected server-sent events from the endpoint, got {readable(line)}"

@@ -209,29 +209,38 @@ class EndpointPool(Generic[T]):
             RateLimitError: `until` (by the pool's clock) passed while waiting, or too many requests wait.
         """
         while True:
-            member, someone_full = self._choose(key, exclude)
+            member, worth_waiting = self._choose(key, exclude)
             if member is not None:
                 return self._take(member, cost)
-            if not someone_full:
+            if not worth_waiting:
                 return None
             await self._wait(until)
 
     def _choose(self, key: str | None, exclude: frozenset[str]) -> tuple[Member[T] | None, bool]:
-        now = self.clock()
-        candidates = [m for m in self._members.values() if not m.draining and m.name not in exclude]
-        alone = len(self._members) == 1
-        up = [m for m in candidates if alone or (not m.resting and m.busy_until <= now)]
-        free = [m for m in up if not m.full]
+        now, alone, worth_waiting = self.clock(), len(self._members) == 1, False
+        free: list[Member[T]] = []
+        due: list[Member[T]] = []
+        for m in self._members.values():
+            if m.draining or m.name in exclude:
+                continue
+            if alone or not (m.resting or m.busy_until > now):
+                if m.full:
+                    worth_waiting = True
+                else:
+                    free.append(m)
+            elif m.half_open:
+                # While one request tries the last endpoint, the others wait for what it finds.
+                worth_waiting = True
+            elif m.resting and m.open_until <= now and not m.full:
+                due.append(m)
         # A rested endpoint is tried by one request, before those that are up, or it would never come back.
-        due = [m for m in candidates if m.resting and not (alone or m.half_open or m.open_until > now or m.full)]
         if due:
             return min(due, key=lambda m: m.open_until), False
-        if not free:
-            # While one request tries the last endpoint, the others wait for what it finds.
-            return None, bool(up) or any(m.half_open for m in candidates)
-        return self._best(free, key), False
+        return (self._best(free, key), False) if free else (None, worth_waiting)
 
     def _best(self, free: list[Member[T]], key: str | None) -> Member[T]:
+        if len(free) == 1:
+            return free[0]
         if self.policy == "affinity" and key is not None:
             # Consistent hashing with bounded loads (Mirrokni et al. 2018): a popular picture has more than one home.
             by_name = {member.name: member for member in free}

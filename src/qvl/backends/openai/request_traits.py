@@ -13,7 +13,7 @@ from qvl.backends.openai.wire_videos import form_named
 from qvl.errors import RequestError
 from qvl.media.base64_codec import FAST
 from qvl.media.gate import MEDIUM, SMALL
-from qvl.types import ChatRequest, JsonObject
+from qvl.types import ChatRequest, JsonObject, TextPart
 
 # The fields of a request that shape its prompt.
 _OF_A_PROMPT: Final = frozenset(
@@ -37,17 +37,20 @@ def is_small(request: ChatRequest) -> bool:
     if request.videos:
         return False
     most, room = request.max_pixels, MEDIUM if FAST else SMALL
-    ready = all(
-        picture.at_hand and (most is None or picture.width * picture.height <= most) for picture in request.pictures
-    )
-    return ready and sum(len(picture.data) for picture in request.pictures) <= room
+    for picture in request.pictures:
+        if not picture.at_hand or (most is not None and picture.width * picture.height > most):
+            return False
+        room -= len(picture.data)
+    return room >= 0
 
 
 def picture_tokens(request: ChatRequest) -> float:
     """Return the estimated prompt tokens: one for each 32 x 32 pixels of pictures and each 4 characters of text."""
-    characters = sum(len(message.text) for message in request.messages)
+    texts = [part.text for message in request.messages for part in message.parts if isinstance(part, TextPart)]
+    characters = sum(map(len, texts))
     areas = [picture.width * picture.height for picture in request.pictures]
-    pixels = sum(min(area, request.max_pixels or area) for area in areas)
+    most = request.max_pixels
+    pixels = sum([min(area, most) for area in areas] if most else areas)
     return 1.0 + characters / TEXT_PER_TOKEN + pixels / (PATCH * PATCH)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Required, TypedDict, cast
 
@@ -19,6 +19,11 @@ from qvl.sampling import PARAMETERS, SamplingParams
 from qvl.types import ChatRequest, MediaPart, Message, ResponseFormat, TextPart, VideoPart, map_parts
 
 _RESERVED: Final = frozenset({"model", "messages", "stream", "stream_options"})
+# The sampling parameters that every request says.
+_ALWAYS: Final = tuple(name for name, known in PARAMETERS.items() if known.sent == "always")
+# It stands for a picture until the body is encoded. Nobody can have written this in a text of theirs.
+_MARK: Final = os.urandom(16).hex()
+_WRITTEN_MARK: Final = f'"{_MARK}"'.encode()
 _encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -154,9 +159,7 @@ def request_body(request: ChatRequest, model: str, dialect: Dialect) -> list[byt
         UnsupportedInputError: `request.extra` has a field that qvl sets.
         RequestError: `request.extra` or a schema has values that are not valid JSON.
     """
-    # Nobody can have written this in a text of theirs.
-    mark = os.urandom(16).hex()
-    text, *behind = encoded(_body(request, model, dialect, mark)).split(f'"{mark}"'.encode())
+    text, *behind = encoded(_body(request, model, dialect)).split(_WRITTEN_MARK)
     pieces: list[bytes | memoryview] = [text]
     shown = [part for message in request.messages for part in message.parts if not isinstance(part, TextPart)]
     for part, rest in zip(shown, behind, strict=True):
@@ -169,11 +172,11 @@ def request_body(request: ChatRequest, model: str, dialect: Dialect) -> list[byt
     return pieces
 
 
-def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict[str, object]:
-    """Return the body before encoding, with `mark` in place of every picture."""
+def _body(request: ChatRequest, model: str, dialect: Dialect) -> dict[str, object]:
+    """Return the body before encoding, with `_MARK` in place of every picture."""
     fields: WireBody = {
         "model": model,
-        "messages": [_message(message, mark, dialect, request.max_pixels) for message in request.messages],
+        "messages": [_message(message, dialect, request.max_pixels) for message in request.messages],
         "stream": True,
     }
     if dialect.stream_options:
@@ -184,28 +187,39 @@ def _body(request: ChatRequest, model: str, dialect: Dialect, mark: str) -> dict
     for name in request.extra:
         if name in _RESERVED:
             raise UnsupportedInputError(f"{name!r} cannot be an extra field", hint="qvl itself sets it", param=name)
-    form, tools = format_fields(request.response_format), _tools(request)
-    sampling = dict(_sampling(request.sampling, dialect))
-    prompt = request.prompt_fields() | ({"priority": request.priority} if request.priority else {})
+    sampling, form, tools = (
+        _sampling(request.sampling, dialect),
+        format_fields(request.response_format),
+        _tools(request),
+    )
+    prompt = request.prompt_fields()
+    if request.priority:
+        prompt["priority"] = request.priority
     media = request_fields(request.videos, dialect.videos, request.extra)
     return {**fields, **sampling, **form, **tools, **prompt, **request.extra, **media}
 
 
-def _sampling(params: SamplingParams, dialect: Dialect) -> Iterator[tuple[str, object]]:
-    """Yield the (name, value) fields of the body for `params`."""
+def _sampling(params: SamplingParams, dialect: Dialect) -> dict[str, object]:
+    """Return the fields of the body for `params`."""
+    fields: dict[str, object] = {}
+    if dialect.sampled:
+        for name in _ALWAYS:
+            fields[name] = getattr(params, name)
     changed = params.changed()
-    for name, known in PARAMETERS.items():
-        if known.sent == "always":
-            if dialect.sampled:
-                yield name, getattr(params, name)
-        elif name == "logprobs":
-            if params.wants_logprobs:
-                yield name, True
-            if params.logprobs:
-                yield "top_logprobs", params.logprobs
-        elif name in changed or name in dialect.pinned:
-            value = changed.get(name, known.default if known.off is None else known.off)
-            yield dialect.max_tokens if name == "max_tokens" else name, value
+    for name in dialect.pinned:
+        if name not in changed:
+            known = PARAMETERS[name]
+            fields[name] = known.default if known.off is None else known.off
+    for name, value in changed.items():
+        if name == "max_tokens":
+            fields[dialect.max_tokens] = value
+        elif name != "logprobs" and name not in _ALWAYS:
+            fields[name] = value
+    if params.wants_logprobs:
+        fields["logprobs"] = True
+    if params.logprobs:
+        fields["top_logprobs"] = params.logprobs
+    return fields
 
 
 def encoded(body: Mapping[str, object]) -> bytes:
@@ -220,15 +234,17 @@ def encoded(body: Mapping[str, object]) -> bytes:
         raise RequestError(f"the request is not valid JSON: {exc}", hint="pass only JSON values") from exc
 
 
-def _message(message: Message, mark: str, dialect: Dialect, max_pixels: int | None) -> WireMessage:
+def _message(message: Message, dialect: Dialect, max_pixels: int | None) -> WireMessage:
     """Return the message; with its reasoning for endpoints that know vLLM's fields, others refuse what they do not."""
-    content: str | list[WirePart] | None = None if message.tool_calls and not message.parts else message.text
+    content: str | list[WirePart] | None = None
     if message.pictures:
         content = map_parts(
             message.parts,
-            lambda part: WirePart(type="text", text=part.text),
-            lambda media: _shown(media, mark, dialect, max_pixels),
+            lambda part: {"type": "text", "text": part.text},
+            lambda media: _shown(media, dialect, max_pixels),
         )
+    elif message.parts or not message.tool_calls:
+        content = message.text
     wire: WireMessage = {"role": message.role, "content": content}
     if message.tool_calls:
         wire["tool_calls"] = [
@@ -245,12 +261,12 @@ def _message(message: Message, mark: str, dialect: Dialect, max_pixels: int | No
     return wire
 
 
-def _shown(media: MediaPart, mark: str, dialect: Dialect, max_pixels: int | None) -> WirePart:
+def _shown(media: MediaPart, dialect: Dialect, max_pixels: int | None) -> WirePart:
     if isinstance(media, VideoPart):
         assert dialect.videos is not None
         more = part_fields(media.video, dialect.videos, max_pixels)
-        return cast("WirePart", {"type": "video_url", "video_url": {"url": mark}, **more})
-    return WirePart(type="image_url", image_url={"url": mark})
+        return cast("WirePart", {"type": "video_url", "video_url": {"url": _MARK}, **more})
+    return {"type": "image_url", "image_url": {"url": _MARK}}
 
 
 def format_fields(response_format: ResponseFormat) -> WireBody:
