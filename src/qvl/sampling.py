@@ -9,12 +9,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import compress
 from types import MappingProxyType
 from typing import Annotated, Final, Literal, get_args, get_origin, get_type_hints
 
 from qvl.errors import ConfigError
 
 MAX_STOP_CHARACTERS: Final = 1024
+_NUMBERS: Final = (int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Parameter:
 
     def allows(self, value: object) -> bool:
         """True if `value`, of the parameter's type, is in the range; of a list or a mapping, every item."""
+        if isinstance(value, _NUMBERS):
+            return self._bounds(value)
         if isinstance(value, tuple):
             if self.texts:
                 return len(value) <= self.most and all(0 < len(item) <= MAX_STOP_CHARACTERS for item in value)
@@ -70,7 +74,7 @@ class Parameter:
         if isinstance(value, Mapping):
             inside = all(token >= 0 and self._bounds(amount) for token, amount in value.items())
             return len(value) <= self.most and inside
-        return not isinstance(value, int | float) or self._bounds(value)
+        return True
 
     def _bounds(self, value: float) -> bool:
         if self.low is not None and not (value > self.low if self.above else value >= self.low):
@@ -78,8 +82,15 @@ class Parameter:
         return self.high is None or value <= self.high
 
 
+class _Compared:
+    """What parameters know of themselves once they were asked for it, since they are asked three times a request."""
+
+    __slots__ = ("_changed",)
+    _changed: dict[str, object]
+
+
 @dataclass(frozen=True, slots=True)
-class SamplingParams:
+class SamplingParams(_Compared):
     """Parameters of sampling; vLLM's names and meanings.
 
     `temperature` 0 is greedy. `max_tokens` None means the rest of the context, at most the backend's default.
@@ -166,20 +177,16 @@ class SamplingParams:
     ] = None
 
     def __post_init__(self) -> None:
-        for (name, default), value in zip(_DEFAULTS, _VALUES(self), strict=True):
-            # Most of them are left alone.
-            if value is default:
-                continue
-            known = PARAMETERS[name]
-            if value is not None:
-                value = _READERS[known.kind]((value,) if isinstance(value, str) and known.texts else value)
-                if value is None:
-                    object.__setattr__(self, name, None)
-                    continue
+        # Most of them are left alone.
+        for name in compress(PARAMETERS, map(operator.is_not, _VALUES(self), _DEFAULTS)):
+            known, given = PARAMETERS[name], getattr(self, name)
+            if given is not None:
+                value = _READERS[known.kind]((given,) if isinstance(given, str) and known.texts else given)
                 if known.off is not None and value == known.off:
                     value = known.default
-                object.__setattr__(self, name, value)
-                if not known.allows(value):
+                if value is not given:
+                    object.__setattr__(self, name, value)
+                if value is not None and not known.allows(value):
                     shown = repr(value)
                     shown = shown if len(shown) <= 100 else f"{shown[:99]}…"
                     raise ConfigError(f"{name}={shown} is out of range", hint=known.allowed, param=name)
@@ -215,12 +222,14 @@ class SamplingParams:
 
     def changed(self) -> dict[str, object]:
         """Return the fields that differ from their defaults, by name."""
-        # Most of them are the very default.
-        return {
-            name: value
-            for (name, default), value in zip(_DEFAULTS, _VALUES(self), strict=True)
-            if value is not default and value != default
-        }
+        try:
+            return {**self._changed}
+        except AttributeError:
+            # Most of them are the very default.
+            names = compress(PARAMETERS, map(operator.is_not, _VALUES(self), _DEFAULTS))
+            changed = {name: value for name in names if (value := getattr(self, name)) != PARAMETERS[name].default}
+            object.__setattr__(self, "_changed", changed)
+            return {**changed}
 
 
 def _real(value: float) -> float:
@@ -261,5 +270,5 @@ def _parameters() -> Iterator[tuple[str, Parameter]]:
 
 PARAMETERS: Final[Mapping[str, Parameter]] = MappingProxyType(dict(_parameters()))
 """Every sampling parameter by its name, in the order of `SamplingParams`."""
-_DEFAULTS: Final = tuple((name, known.default) for name, known in PARAMETERS.items())
+_DEFAULTS: Final = tuple(known.default for known in PARAMETERS.values())
 _VALUES: Final = operator.attrgetter(*PARAMETERS)

@@ -180,22 +180,22 @@ class _Shown:
     """
 
     __slots__ = ("pictures", "videos")
-    messages: tuple[Message, ...]
     pictures: tuple[Picture, ...]
     videos: tuple[Video, ...]
 
-    def __getattr__(self, name: str) -> object:
-        # Called for what is not set: either of them, when it is first asked for.
-        if name not in _Shown.__slots__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-        shown: list[Picture] = []
-        videos: list[Video] = []
-        for message in self.messages:
-            shown += message.pictures
-            videos += message.videos
-        object.__setattr__(self, "pictures", tuple(shown))
-        object.__setattr__(self, "videos", tuple(videos))
-        return object.__getattribute__(self, name)
+    # Type checkers would let any name pass.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            # Called for what is not set: either of them, when it is first asked for.
+            if name not in _Shown.__slots__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            shown = [part for message in self.messages for part in message.parts if not isinstance(part, TextPart)]
+            pictures = tuple([picture for part in shown for picture in part.pictures])
+            videos = tuple([part.video for part in shown if isinstance(part, VideoPart)])
+            object.__setattr__(self, "pictures", pictures)
+            object.__setattr__(self, "videos", videos)
+            return pictures if name == "pictures" else videos
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +273,10 @@ class ChatRequest(_Shown):
         """True if a tool may be called, but need not, and its calls are held to a form: strict, or one alone."""
         may_call = bool(self.tools) and self.tool_choice == "auto" and self.response_format.kind == "text"
         return may_call and (any(tool.strict for tool in self.tools) or not self.parallel_tool_calls)
+
+    def with_messages(self, messages: tuple[Message, ...]) -> ChatRequest:
+        """Return the request with `messages` in the place of its own."""
+        return ChatRequest(messages, *_VALUES(self)[1:])
 
     def replace(self, **changes: Any) -> ChatRequest:
         """Return a copy with `changes`, names of fields and their values."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
+import pickle
 import subprocess
 import sys
 from dataclasses import fields
@@ -52,3 +54,25 @@ def test_text_and_media_are_told_apart_in_one_function() -> None:
         text = source.read_text(encoding="utf-8")
         assert "map_parts(" in text
         assert ", ImagePart)" not in text
+
+
+def test_a_request_lists_what_it_shows_and_copies_are_equal_and_list_it_anew() -> None:
+    picture = square()
+    request = ChatRequest((Message("user", (TextPart("a"), ImagePart(picture))),))
+    assert (request.pictures, request.videos) == ((picture,), ())
+    for same in (pickle.loads(pickle.dumps(request)), copy.deepcopy(request), copy.copy(request), request.replace()):
+        assert same == request
+        assert len(same.pictures) == 1
+    other = request.with_messages((Message("user", (TextPart("b"),)),))
+    assert (other.pictures, other.sampling) == ((), request.sampling)
+    with pytest.raises(AttributeError, match="'ChatRequest' object has no attribute 'picture'"):
+        request.picture  # type: ignore[attr-defined] # noqa: B018
+    with pytest.raises(TypeError, match="message"):
+        request.replace(message=())
+
+
+def test_what_a_caller_does_with_changed_parameters_is_not_the_parameters_own() -> None:
+    sampling = SamplingParams(max_tokens=5, top_k=-1)
+    sampling.changed()["seed"] = 1
+    assert sampling.changed() == {"max_tokens": 5}
+    assert pickle.loads(pickle.dumps(sampling)).changed() == {"max_tokens": 5}

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from qvl.errors import ConfigError
 
 if TYPE_CHECKING:
     from qvl.analysis.parse_answer import SchemaLike
     from qvl.pipeline.parse_parts import PictureLike
-    from qvl.pipeline.parse_request import RequestParams
     from qvl.types import JsonObject
 
     Pictures: TypeAlias = PictureLike | Sequence[PictureLike]
@@ -125,7 +124,7 @@ def of_template(params: JsonObject) -> JsonObject:
     Raises:
         ConfigError: it is said twice, or an invalid value.
     """
-    from qvl.pipeline.parse_request import template_fields
+    from qvl.pipeline.parse_request import read_template_kwargs
     from qvl.types import EFFORTS
 
     names = ("chat_template_kwargs", "reasoning_effort")
@@ -137,7 +136,7 @@ def of_template(params: JsonObject) -> JsonObject:
     if given.get("reasoning_effort") not in (None, *EFFORTS):
         what = f"--param reasoning_effort={given['reasoning_effort']} is unknown"
         raise ConfigError(what, hint=", ".join(EFFORTS), param="reasoning_effort")
-    kwargs = dict(template_fields(cast("RequestParams", given), {})["chat_template_kwargs"])
+    kwargs = read_template_kwargs(given.get("chat_template_kwargs"), {})
     if twice := next((name for name in switches if name in kwargs), None):
         raise ConfigError(f"--param {twice} is given twice", hint="in chat_template_kwargs too", param=twice)
     if kwargs or switches:

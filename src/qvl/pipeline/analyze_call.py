@@ -29,11 +29,11 @@ from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.pipeline.parse_request import (
     OF_REQUEST,
     own_extra,
+    read_template_kwargs,
     request_limits,
     request_pages,
     request_sampling,
     sampling_params,
-    template_fields,
     unread_pictures,
 )
 from qvl.pipeline.single_flight import Written
@@ -85,7 +85,7 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
         self.language = analysis.check_language(language)
         self._request_id = params.get("request_id") or new_request_id()
         self._extra = own_extra(params.get("extra"))
-        self._prompt = template_fields(params, self._extra)
+        self._template_kwargs = read_template_kwargs(params.get("chat_template_kwargs"), self._extra)
         sampling_of_videos = request_sampling(params.get("video"), self._extra)
         limits = request_limits(params.get("max_pixels"), params.get("min_pixels"), self._extra)
         common = UnreadPicture("", limits, sampling_of_videos, pages=request_pages(params.get("pages")))
@@ -293,7 +293,8 @@ class AnalyzeCall(Call[AnalysisResult[object]]):
             adapter=self._adapter,
             cache_salt=self._params.get("cache_salt", ""),
             priority=self._params.get("priority", 0),
-            **self._prompt,
+            chat_template_kwargs=self._template_kwargs,
+            reasoning_effort=self._params.get("reasoning_effort"),
         )
 
     async def run(self, generate: Generate, job: Job, emit: Written) -> Outcome:

@@ -39,7 +39,7 @@ def refuse_others(fields: JsonMapping, known: Sequence[str], echoes: Collection[
         UnsupportedInputError: an unknown field; the error lists the known ones.
     """
     for name, value in fields.items():
-        if value is not None and name not in known and name not in echoes:
+        if name not in echoes and name not in known and value is not None:
             param = f"{where}.{str(name)[:100]}"
             raise UnsupportedInputError(f"{param}: unknown field", hint=f"known: {', '.join(known)}", param=param)
 

@@ -19,7 +19,7 @@ from qvl.calibration.abstain import AbstainLike
 from qvl.errors import ConfigError, RequestError, UnsupportedInputError
 from qvl.ids import new_request_id
 from qvl.media.page_choice import PageChoice, PagesLike, read_pages
-from qvl.media.smart_resize import PixelLimits, read_limits
+from qvl.media.smart_resize import NO_LIMITS, PixelLimits, read_limits
 from qvl.media.video_parts import media_parts
 from qvl.media.video_sampling import DEFAULT_SAMPLING, VIDEO_FIELDS, VideoSampling, read_sampling
 from qvl.pipeline.parse_message import MessageLike, Turn, read_turn
@@ -53,8 +53,6 @@ OF_REQUEST: Final = frozenset(
 SAMPLING_NAMES: Final = SamplingParams.names()
 GREEDY: Final = SamplingParams()
 FREE_TEXT: Final = ResponseFormat()
-# With no limits, frames and pages of a request's own.
-_PLAIN: Final = UnreadPicture("")
 
 
 class RequestParams(TypedDict, total=False):
@@ -143,7 +141,7 @@ class Draft:
         """Return the ChatRequest with the loaded `pictures`."""
         coming = iter(pictures)
         messages = [message.with_parts(with_loaded(parts, coming)) for message, parts in self.turns]
-        return self.request.replace(messages=tuple(messages))
+        return self.request.with_messages(tuple(messages))
 
 
 def with_loaded(parts: Iterable[ContentPart], coming: Iterator[Medium]) -> tuple[Part, ...]:
@@ -187,14 +185,13 @@ def draft_request(
         raise RequestError("messages must be a list", hint='[{"role": "user", "content": …}]', param="messages")
     params = sampling_params(sampling)
     own = own_extra(extra)
-    template = template_fields(
-        {"chat_template_kwargs": chat_template_kwargs, "reasoning_effort": reasoning_effort}, own
-    )
+    template_kwargs = read_template_kwargs(chat_template_kwargs, own)
     sampling_of_videos = request_sampling(video, own)
     limits = request_limits(max_pixels, min_pixels, own)
-    common = UnreadPicture("", limits, sampling_of_videos, pages=request_pages(pages))
+    chosen = request_pages(pages)
     turns = tuple([read_turn(item, f"messages[{number}]") for number, item in enumerate(messages)])
-    if common != _PLAIN:
+    if (limits, sampling_of_videos, chosen) != (NO_LIMITS, DEFAULT_SAMPLING, None):
+        common = UnreadPicture("", limits, sampling_of_videos, pages=chosen)
         turns = tuple([_limited(turn, common) for turn in turns])
     pictures = tuple([part for _, parts in turns for part in parts if isinstance(part, UnreadPicture)])
     if len(pictures) > MAX_PICTURES:
@@ -203,7 +200,8 @@ def draft_request(
         messages=tuple([message for message, _ in turns]),
         add_generation_prompt=add_generation_prompt,
         continue_final_message=continue_final_message,
-        **template,
+        chat_template_kwargs=template_kwargs,
+        reasoning_effort=reasoning_effort,
         prompt=prompt if prompt is None or isinstance(prompt, str) else tuple(prompt),
         priority=priority,
         adapter=adapter,
@@ -219,30 +217,19 @@ def draft_request(
     return Draft(pictures, turns, request)
 
 
-class TemplateFields(TypedDict):
-    """The fields of a request that say something to the model's chat template."""
-
-    chat_template_kwargs: JsonMapping
-    reasoning_effort: str | None
-
-
-def template_fields(params: RequestParams, extra: JsonObject) -> TemplateFields:
-    """Return what `params` say to the chat template; `chat_template_kwargs` of `extra` are taken out of it for that.
+def read_template_kwargs(given: object, extra: JsonObject) -> JsonObject:
+    """Return a copy of the `chat_template_kwargs` that are `given`, else of those that are taken out of `extra`.
 
     Raises:
         ConfigError: `chat_template_kwargs` is not a mapping.
     """
-    given = params.get("chat_template_kwargs")
     if given is None and "chat_template_kwargs" in extra and isinstance(extra["chat_template_kwargs"], Mapping):
         # Where clients of endpoints put it.
         given = extra.pop("chat_template_kwargs")
     if given is not None and not isinstance(given, Mapping):
         what = f"chat_template_kwargs is {str(given)[:40]!r}, not a mapping"
         raise ConfigError(what, hint='{"enable_thinking": false}', param="chat_template_kwargs")
-    return {
-        "chat_template_kwargs": own_extra(given, "chat_template_kwargs"),
-        "reasoning_effort": params.get("reasoning_effort"),
-    }
+    return own_extra(given, "chat_template_kwargs")
 
 
 def listed(pictures: Pictures) -> list[PictureLike]:
@@ -398,10 +385,9 @@ def sampling_params(values: JsonMapping) -> SamplingParams:
     """
     if not values:
         return GREEDY
-    known = SAMPLING_NAMES
-    for name in values:
-        if name not in known:
-            raise ConfigError(f"unknown parameter {name!r}", hint=nearest(name, known), param=name)
+    if not values.keys() <= SAMPLING_NAMES:
+        name = next(name for name in values if name not in SAMPLING_NAMES)
+        raise ConfigError(f"unknown parameter {name!r}", hint=nearest(name, SAMPLING_NAMES), param=name)
     try:
         return SamplingParams(**{name: value for name, value in values.items() if value is not None})
     except (TypeError, OverflowError) as exc:
