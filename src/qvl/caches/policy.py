@@ -29,9 +29,12 @@ class CachePolicy:
         if mode not in CACHE_MODES:
             raise ConfigError(f"unknown cache mode {mode!r}", hint=f"one of {', '.join(CACHE_MODES)}", param="cache")
         if mode == "off" or (mode == "auto" and not deterministic):
-            return cls(read=False, write=False)
+            return UNCACHED
         return cls(read=mode != "refresh")
 
     @property
     def used(self) -> bool:
         return self.read or self.write
+
+
+UNCACHED: Final = CachePolicy(read=False, write=False)

@@ -9,14 +9,14 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from qvl.backends.base import FILES, Backend, Capabilities
 from qvl.caches import key
-from qvl.caches.policy import CacheMode, CachePolicy
+from qvl.caches.policy import UNCACHED, CacheMode, CachePolicy
 from qvl.chunks import unfold
 from qvl.errors import AnalysisError
 from qvl.log import logger
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 Admission: TypeAlias = Callable[[Job], AbstractAsyncContextManager[None]]
-UNCACHED: Final = CachePolicy(read=False, write=False)
 log = logger("qvl.pipeline")
 
 

@@ -148,9 +148,8 @@ def without_neutral(extra: JsonMapping, *, passed_on: bool) -> JsonObject:
 def without_neutral_params(params: RequestParams, fields: Collection[str]) -> None:
     """Remove parameters of the prompt at neutral values, in place, but those in `fields`, which the backend honours."""
     given = cast("JsonObject", params)
-    for name in [*given]:
-        neutral = (*NEUTRAL.get(name, ()), *NEUTRAL_TO_ENGINES.get(name, ()))
-        if name in PROMPT_NAMES and name not in fields and _is_neutral(name, given[name], neutral):
+    for name in PROMPT_NAMES & given.keys() - fields:
+        if _is_neutral(name, given[name], (*NEUTRAL.get(name, ()), *NEUTRAL_TO_ENGINES.get(name, ()))):
             del given[name]
 
 

@@ -103,7 +103,7 @@ def _logprob(token: TokenLogprob) -> Alternative:
 
 def usage_of(usage: Usage) -> TokenUsage:
     """Return OpenAI's usage object, with `image_tokens` beside `cached_tokens`."""
-    details = PromptDetails(cached_tokens=usage.cached_tokens, image_tokens=usage.image_tokens)
+    details: PromptDetails = {"cached_tokens": usage.cached_tokens, "image_tokens": usage.image_tokens}
     if usage.video_frames:
         details |= {"video_tokens": usage.video_tokens, "video_frames": usage.video_frames}
     return {
@@ -117,8 +117,8 @@ def usage_of(usage: Usage) -> TokenUsage:
 
 def notes_of(*results: Result) -> Notes:
     """Return the field of an answer with the notes of its results; {} if there are none."""
-    notes = list(dict.fromkeys(note for result in results for note in result.notes))
-    return {"notes": notes} if notes else {}
+    notes = [note for result in results for note in result.notes]
+    return {"notes": [*dict.fromkeys(notes)]} if notes else {}
 
 
 class StreamUsage:

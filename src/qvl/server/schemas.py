@@ -201,7 +201,8 @@ class QuestionFields(BaseModel):
         """Return the request's parameters that have the same names in the pipeline."""
         # Fields alone are looked for: what else a body has is in `model_extra`.
         fields = self.__dict__
-        return cast("RequestParams", {name: fields[name] for name in SAMPLING_FIELDS if fields.get(name) is not None})
+        given = self.__pydantic_fields_set__ & SAMPLING_FIELDS
+        return cast("RequestParams", {name: value for name in given if (value := fields.get(name)) is not None})
 
 
 def parameter_field(name: str) -> FieldInfo:
@@ -252,13 +253,7 @@ else:
             if name not in _NAMED_BY_ROUTES
         },
     )
-SAMPLING_FIELDS: Final = (
-    "max_pixels",
-    "min_pixels",
-    "cache_salt",
-    "priority",
-    *(name for name in PARAMETERS if name not in _NAMED_BY_ROUTES),
-)
+SAMPLING_FIELDS: Final = PARAMETERS.keys() - _NAMED_BY_ROUTES | {"max_pixels", "min_pixels", "cache_salt", "priority"}
 
 
 class ChatCompletionRequest(Sampling):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from qvl.caches.policy import CachePolicy
+from qvl.caches.policy import UNCACHED, CachePolicy
 from qvl.errors import RequestError
 from qvl.media import base64_codec
 from qvl.media.decode_threads import in_worker
@@ -162,7 +162,7 @@ def server_timing(result: Result) -> bytes:
         ("first_token", timing.first_token),
         ("total", timing.total),
     )
-    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages if seconds).encode()
+    return ", ".join([f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages if seconds]).encode()
 
 
 async def chat_request(
@@ -180,20 +180,15 @@ async def chat_request(
     core = exchange.core
     backend = core.pipeline.backend
     name = core.served(model)
-    fields = dict(extra or {})
-    for field in OF_THE_PROMPT:
-        if field in fields and field in backend.capabilities.fields | backend.capabilities.sampling:
-            cast("JsonObject", params)[field] = fields.pop(field)
-    fields = without_neutral(fields, passed_on=backend.capabilities.extra_body)
-    # Of these the limits are honoured for every backend; what else they say is looked at when those are taken out.
-    refuse_extra(core, {name: value for name, value in fields.items() if name not in OF_MEDIA})
+    if extra:
+        params["extra"] = _extra_fields(core, extra, params)
     without_neutral_params(params, backend.capabilities.fields)
-    params["request_id"], params["extra"], params["adapter"] = exchange.request_id, fields, core.adapter_of(name)
+    params["request_id"], params["adapter"] = exchange.request_id, core.adapter_of(name)
     draft = draft_request(messages, **params)
-    core.refuse_many_images(sum(not picture.video for picture in draft.pictures))
+    core.refuse_many_images(picture for picture in draft.pictures if not picture.video)
     pictures = [exchange.as_sent(picture) for picture in draft.pictures]
     loaded = await load_pictures(pictures, core.settings.media, digests=core.executor.digests)
-    core.refuse_many_images(sum(not isinstance(shown, Video) for shown in paged(loaded)))
+    core.refuse_many_images(shown for shown in paged(loaded) if not isinstance(shown, Video))
     request = draft.finished(loaded)
     refuse_extra(core, request.extra)
     backend.refuse_unsupported(backend.capabilities.taken(request))
@@ -201,6 +196,22 @@ async def chat_request(
     if exchange.traced is not None:
         exchange.traced.note_request(request, name)
     return ServedRequest(exchange, request, name, core.fingerprint(name), policy)
+
+
+def _extra_fields(core: ServerCore, extra: JsonMapping, params: RequestParams) -> JsonObject:
+    """Return the fields of `extra` that say something; those of the prompt that the backend honours go to `params`.
+
+    Raises:
+        RequestError: neither this server nor its backend supports one of them.
+    """
+    have, fields = core.pipeline.backend.capabilities, dict(extra)
+    for field in OF_THE_PROMPT:
+        if field in fields and field in have.fields | have.sampling:
+            cast("JsonObject", params)[field] = fields.pop(field)
+    fields = without_neutral(fields, passed_on=have.extra_body)
+    # Of these the limits are honoured for every backend; what else they say is looked at when those are taken out.
+    refuse_extra(core, {name: value for name, value in fields.items() if name not in OF_MEDIA})
+    return fields
 
 
 def cache_policy(exchange: Exchange, *, deterministic: bool) -> CachePolicy:
@@ -211,7 +222,7 @@ def cache_policy(exchange: Exchange, *, deterministic: bool) -> CachePolicy:
     """
     executor = exchange.core.executor
     policy = policy_of(exchange.headers.get(b"cache-control"), executor.cache_mode, deterministic=deterministic)
-    return policy if executor.store is not None else CachePolicy(read=False, write=False)
+    return policy if executor.store is not None else UNCACHED
 
 
 def name_request(exchange: Exchange, body: QuestionFields) -> None:

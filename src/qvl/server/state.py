@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from qvl._version import __version__
@@ -105,10 +105,10 @@ class ServerCore:
         most, limit = self.pipeline.backend.capabilities.images, self.settings.max_images
         return most if limit is None else min(most, limit)
 
-    def refuse_many_images(self, count: int) -> None:
-        """Raise RequestError if `count` pictures are more than a request may have by the server's own limit."""
+    def refuse_many_images(self, pictures: Iterable[object]) -> None:
+        """Raise RequestError if `pictures` are more than a request may have by the server's own limit."""
         limit = self.settings.max_images
-        if limit is not None and count > limit:
+        if limit is not None and (count := len([*pictures])) > limit:
             what = f"{count} pictures in one request, where this server allows at most {limit}"
             raise RequestError(what, hint="send fewer, or raise qvl-serve --limit-mm-per-prompt", param="messages")
 

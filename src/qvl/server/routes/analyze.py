@@ -49,7 +49,7 @@ async def analyze(exchange: Exchange) -> None:
         sources = [exchange.as_sent(UnreadPicture(source)) for source in _sources(body)]
         several = body.images or ()
         exchange.picture_params = lambda: [f"images[{number}]" for number, _ in enumerate(several)] or ["image"]
-    exchange.core.refuse_many_images(len(sources))
+    exchange.core.refuse_many_images(sources)
     name = exchange.core.served(body.model)
     # A schema of a thousand parts takes tenths of a second to read, which are nobody else's.
     schema = ProductAnalysis if body.schema_ is None else await asyncio.to_thread(_schema, body.schema_)

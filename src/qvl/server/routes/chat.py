@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qvl.errors import RequestError
 from qvl.pipeline.parse_parts import picture_texts
 from qvl.server.answers import (
+    ChatChoice,
     ChatCompletion,
     ChatCompletionChunk,
     ChatLogprobs,
@@ -32,7 +33,7 @@ from qvl.server.openai_format import (
 from qvl.server.schemas import ChatCompletionRequest
 from qvl.server.serving import chat_request, name_request, picture_params, read_request, stream
 from qvl.server.tool_choice import choose_tools
-from qvl.types import Chunk, Result
+from qvl.types import Choice, Chunk, Result
 
 if TYPE_CHECKING:
     from qvl.pipeline.parse_request import RequestParams
@@ -126,34 +127,35 @@ def _echoed(served: ServedRequest, body: ChatCompletionRequest) -> str:
 
 
 def _completion(result: Result, served: ServedRequest, body: ChatCompletionRequest) -> ChatCompletion:
-    echo, reasoning = _echoed(served, body), body.include_reasoning is not False
+    echo = _echoed(served, body)
     whole: ChatCompletion = {
         **answer_head("chatcmpl", served.model, served.fingerprint, result.created_at, body.request_id or ""),
         "object": "chat.completion",
-        "choices": [
-            {
-                "index": choice.index,
-                "message": message_of(choice, echo, reasoning=reasoning),
-                "logprobs": None if choice.logprobs is None else read_logprobs(choice.logprobs),
-                "finish_reason": finish_word(choice.finish_reason),
-            }
-            for choice in result.choices
-        ],
+        "choices": [_choice(choice, body, echo) for choice in result.choices],
         "usage": usage_of(result.usage),
         "service_tier": "default",
         **notes_of(result),
     }
-    for written, choice in zip(whole["choices"], result.choices, strict=True):
-        if body.return_token_ids:
-            written["token_ids"] = list(choice.token_ids)
-        if choice.stop_string is not None:
-            written["stop_reason"] = choice.stop_string
     if result.prompt is not None:
         if body.return_token_ids:
             whole["prompt_token_ids"] = list(result.prompt.token_ids)
         if body.prompt_logprobs is not None:
             whole["prompt_logprobs"] = prompt_scores(result.prompt)
     return whole
+
+
+def _choice(choice: Choice, body: ChatCompletionRequest, echo: str) -> ChatChoice:
+    written: ChatChoice = {
+        "index": choice.index,
+        "message": message_of(choice, echo, reasoning=body.include_reasoning is not False),
+        "logprobs": None if choice.logprobs is None else read_logprobs(choice.logprobs),
+        "finish_reason": finish_word(choice.finish_reason),
+    }
+    if body.return_token_ids:
+        written["token_ids"] = list(choice.token_ids)
+    if choice.stop_string is not None:
+        written["stop_reason"] = choice.stop_string
+    return written
 
 
 class ChunkWriter:

@@ -47,7 +47,7 @@ async def locate(exchange: Exchange) -> None:
     """Answer with a box (or point) in pixels of the original picture, and a confidence, for everything located."""
     body = await read_request(exchange, LocateRequest, lambda body: [body.image])
     exchange.picture_params = lambda: ["image"]
-    exchange.core.refuse_many_images(1)
+    exchange.core.refuse_many_images([body.image])
     name = exchange.core.served(body.model)
     found = await exchange.until_done(lambda: _locate(exchange, body))
     answer: LocatedObjects = {
