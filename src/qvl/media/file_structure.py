@@ -136,16 +136,20 @@ def jpeg_frame(data: bytes) -> tuple[bool, float]:
             several = marker not in (0xC0, 0xC1, 0xC9)
             components = data[at + 9] if at + 9 < len(data) else 0
             # One byte of the three that a component has.
-            factors = data[at + 11 : at + 11 + 3 * components : 3]
-            area = widest = highest = 0
-            for factor in factors:
-                wide, high = factor >> 4, factor & 15
-                area += wide * high
-                widest, highest = max(widest, wide), max(highest, high)
-            planes = area / max(1, widest * highest)
+            planes = planes_of(data[at + 11 : at + 11 + 3 * components : 3])
         elif marker == _START_OF_SCAN:
-            return several or data[at + 4 : at + 5] != bytes([components]), max(1.0, planes)
+            return several or data[at + 4 : at + 5] != bytes([components]), planes
     return True, 4
+
+
+def planes_of(factors: bytes) -> float:
+    """Return the coefficients per pixel of a JPEG with these sampling factors of its components."""
+    area = widest = highest = 0
+    for factor in factors:
+        wide, high = factor >> 4, factor & 15
+        area += wide * high
+        widest, highest = max(widest, wide), max(highest, high)
+    return max(1.0, area / max(1, widest * highest))
 
 
 def _jpeg_segments(data: bytes) -> Iterator[int]:
@@ -312,7 +316,8 @@ def jpeg_memory(frame: tuple[bool, float], size: tuple[int, int], target: tuple[
     """
     width, height = size
     # As Pillow's draft mode chooses, asked for twice the target.
-    scale = next((s for s in (8, 4, 2) if width >= 2 * target[0] * s and height >= 2 * target[1] * s), 1)
+    fewer = min(width // (2 * target[0]), height // (2 * target[1]))
+    scale = 8 if fewer >= 8 else 4 if fewer >= 4 else 2 if fewer >= 2 else 1
     several, planes = frame
     coefficients = int(width * height * 2 * planes) if several else 0
     return width * height * 4 // scale**2 * (2 if planes > 3 else 1) + coefficients

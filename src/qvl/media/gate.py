@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio.from_thread
 
-from qvl.media import base64_codec
+from qvl.media import base64_codec, image_header, sources
 from qvl.media.base64_codec import Base64Picture
 from qvl.media.decode_threads import in_worker
 from qvl.media.digest_cache import DigestCache, Encoded
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from qvl.media.fetch import Resolver
+    from qvl.media.image_header import Header
 
 
 # Encoded bytes, or characters of base64, that are decoded and hashed in less time than a change of thread takes.
@@ -78,14 +79,12 @@ async def aload(
     if url is not None:
         return await _load_url(url, policy, decode, digests, resolver)
     if not decode and not isinstance(source, Picture) and _is_at_once(source, policy, digests):
-        from qvl.media import sources
-
         # Read once, whether it is known or not: the worker would decode the megabytes of base64 again.
         data, name = sources.read(source, policy)
         if (now := _now(data, name, source, policy, digests)) is not None:
             return now
         text = _text_of(source)
-        return await in_worker(lambda: _from_bytes(data, policy, name, False, digests, text))
+        return await in_worker(lambda: _from_bytes(data, policy, name, digests, text))
     if not decode and isinstance(source, Picture) and (now := load_now(source, policy)) is not None:
         return now
     picture = await in_worker(lambda: _load_local(source, policy, False, digests))
@@ -102,8 +101,6 @@ def load_now(source: PictureSource, policy: MediaPolicy, *, digests: DigestCache
         return source.under(policy) if _is_small(source, policy) else None
     if not _is_at_once(source, policy, digests):
         return None
-    from qvl.media import sources
-
     return _now(*sources.read(source, policy), source, policy, digests)
 
 
@@ -114,9 +111,8 @@ def _is_at_once(source: object, policy: MediaPolicy, digests: DigestCache | None
 
 def _now(data: bytes, name: str, source: object, policy: MediaPolicy, digests: DigestCache | None) -> Picture | None:
     """Return the Picture of the bytes read from `source`; None if probing them takes too long for a loop."""
-    from qvl.media import image_header
-
-    return _from_bytes(data, policy, name, False, digests, _text_of(source)) if image_header.is_cheap(data) else None
+    header = image_header.probe_at_once(data, policy, name)
+    return None if header is None else _probed(data, header, policy, name, digests, _text_of(source))
 
 
 def _text_of(source: object) -> memoryview | None:
@@ -140,6 +136,16 @@ async def hash_pictures(pictures: Sequence[Picture]) -> None:
         await in_worker(lambda: [picture.sha256 for picture in pictures])
 
 
+def is_ready(picture: Picture, max_pixels: int | None = None, *, pixels: bool = True) -> bool:
+    """True if the picture is as `aready` returns it; its bytes are verified for that where that is fast.
+
+    Raises:
+        MediaError: the source bytes are cut short or broken.
+    """
+    fits = max_pixels is None or picture.width * picture.height <= max_pixels
+    return fits and not pixels and picture.checked_at_once()
+
+
 async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: bool = True) -> Picture:
     """Return a picture loaded with `decode=False` ready for a backend: decoded, or only verified without `pixels`.
 
@@ -148,10 +154,13 @@ async def aready(picture: Picture, max_pixels: int | None = None, *, pixels: boo
     Raises:
         MediaError: the source bytes are cut short or broken.
     """
-    if picture.at_hand and not pixels and (max_pixels is None or picture.width * picture.height <= max_pixels):
+    if is_ready(picture, max_pixels, pixels=pixels):
         return picture
-    if not pixels and max_pixels is None and picture.checked_at_once():
-        return picture
+    return await readied(picture, max_pixels, pixels=pixels)
+
+
+async def readied(picture: Picture, max_pixels: int | None = None, *, pixels: bool = True) -> Picture:
+    """Return the picture as `aready` does, where `is_ready` is False."""
     return await in_worker(lambda: ready(picture, max_pixels, pixels=pixels), large=picture.large)
 
 
@@ -187,7 +196,7 @@ async def afrom_bytes(
     Raises:
         MediaError: as `load`.
     """
-    picture = await in_worker(lambda: _from_bytes(data, policy, name, False, digests))
+    picture = await in_worker(lambda: _from_bytes(data, policy, name, digests))
     return await _verified(picture) if decode else picture
 
 
@@ -232,14 +241,17 @@ def _load_local(source: PictureSource, policy: MediaPolicy, decode: bool, digest
         return source.under(policy)
     from PIL import Image
 
-    from qvl.media import pixels, sources
+    from qvl.media import pixels
 
     if isinstance(source, Image.Image):
         return _from_image(source, policy, "<PIL.Image>", digests)
     if (array := pixels.array_of(source)) is not None:
         return _from_image(pixels.from_array(array), policy, "<array>", digests)
     data, name = sources.read(source, policy)
-    return _from_bytes(data, policy, name, decode, digests, _text_of(source))
+    picture = _from_bytes(data, policy, name, digests, _text_of(source))
+    if decode and picture._pixels is not None:
+        picture._pixels.verify(keep=False)
+    return picture
 
 
 def _from_image(image: Image.Image, policy: MediaPolicy, name: str, digests: DigestCache | None) -> Picture:
@@ -251,16 +263,16 @@ def _from_image(image: Image.Image, policy: MediaPolicy, name: str, digests: Dig
 
 
 def _from_bytes(
-    data: bytes,
-    policy: MediaPolicy,
-    name: str,
-    decode: bool,
-    digests: DigestCache | None,
-    text: memoryview | None = None,
+    data: bytes, policy: MediaPolicy, name: str, digests: DigestCache | None, text: memoryview | None = None
 ) -> Picture:
-    from qvl.media import image_header, pixels
+    return _probed(data, image_header.probe(data, policy, name), policy, name, digests, text)
 
-    header = image_header.probe(data, policy, name)
+
+def _probed(
+    data: bytes, header: Header, policy: MediaPolicy, name: str, digests: DigestCache | None, text: memoryview | None
+) -> Picture:
+    from qvl.media import pixels
+
     encoded = Encoded(data) if digests is None else digests.encoded(data)
     # Not `data`, which is a second copy of equal bytes in the cache.
     data = encoded.data
@@ -273,8 +285,6 @@ def _from_bytes(
         large=header.large,
         text=text,
     )
-    if decode:
-        lazy.verify(keep=False)
     size = (header.width, header.height)
     return _deferred(
         None, size, name, lazy, header.original, header.media_type, untouched=header.plain, sized=header.sized

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Final
 from qvl.errors import MediaError
 from qvl.media import avif_structure, file_structure
 from qvl.media.file_structure import ByteOrder
+from qvl.media.jpeg_front import JpegFront, jpeg_front
 from qvl.media.jxl_size import CODESTREAM, CONTAINER, jxl_size
 from qvl.media.policy import canonical_size
 
@@ -26,13 +27,7 @@ if TYPE_CHECKING:
 
     from qvl.media.policy import MediaPolicy
 
-# Of JPEG: start of scan, baseline and progressive frames, and what tells nothing of size or orientation.
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
-_SCAN: Final = 0xDA
-_FRAMES: Final = (0xC0, 0xC2)
-_APP1: Final = 0xE1
-_SKIPPED: Final = frozenset({0xC4, 0xDB, 0xDD, 0xFE, 0xE0, *range(0xE2, 0xF0)})
-
 MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 # Formats that every endpoint and browser decodes to the same pixels when the picture is plain 8-bit RGB.
 PORTABLE: Final = frozenset(MEDIA_TYPES)
@@ -51,7 +46,7 @@ class Header:
     `sized`: a request set the size.
     `plain`: every decoder decodes these bytes to the canonical pixels, so they may be passed on unchanged.
     `large`: decoding takes so much time or memory that only one such picture is decoded at a time.
-    `several`: a JPEG of several scans, whose decoder holds all coefficients.
+    `front`: of a usual colour JPEG.
     """
 
     format: str
@@ -62,7 +57,7 @@ class Header:
     plain: bool
     sized: bool
     large: bool
-    several: bool
+    front: JpegFront | None
 
     @property
     def media_type(self) -> str:
@@ -76,12 +71,8 @@ def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
     Raises:
         MediaError: no picture, a format that is not allowed, or a limit of `policy` is broken.
     """
-    if (colour := _colour_jpeg(data)) is not None and "JPEG" in policy.formats:
-        width, height, orientation = colour
-        check_size((width, height), policy, name)
-        frame = file_structure.jpeg_frame(data)
-        memory = _jpeg_memory(frame, (width, height), policy)
-        return _header("JPEG", (width, height), orientation, policy, name, memory, simple=True, several=frame[0])
+    if "JPEG" in policy.formats and (front := jpeg_front(data)) is not None:
+        return _of_jpeg(front, policy, name)
     if (coded := jxl_size(data) if sniff(data) == "JXL" else None) is not None:
         # Its decoder decodes when it opens.
         check_size(coded, policy, name)
@@ -104,20 +95,26 @@ def probe(data: bytes, policy: MediaPolicy, name: str) -> Header:
             and (form != "PNG" or png_depth(data) == 8)
         )
         size = _tiff_size(image) if form == "TIFF" else image.size
-        frame = file_structure.jpeg_frame(data) if form == "JPEG" else (False, 0.0)
-        memory = _jpeg_memory(frame, image.size, policy) if form == "JPEG" else file_structure.memory(image, form)
-        return _header(form, size, orientation, policy, name, memory, simple=simple, several=frame[0])
+        held = file_structure.jpeg_frame(data) if form == "JPEG" else file_structure.memory(image, form)
+        return _header(form, size, orientation, policy, name, held, simple=simple)
 
 
-def is_cheap(data: bytes) -> bool:
-    """True if `probe` is very fast: a colour JPEG, or a PNG of few chunks, none of them compressed text."""
+def probe_at_once(data: bytes, policy: MediaPolicy, name: str) -> Header | None:
+    """Return what `probe` does if that is very fast, else None.
+
+    It is for a colour JPEG, and for a PNG of few chunks, none of them compressed text.
+    """
     if data.startswith(_PNG):
-        return file_structure.is_plain_png(data)
-    return _colour_jpeg(data) is not None
+        return probe(data, policy, name) if file_structure.is_plain_png(data) else None
+    front = jpeg_front(data) if "JPEG" in policy.formats else None
+    return None if front is None else _of_jpeg(front, policy, name)
 
 
-def _jpeg_memory(frame: tuple[bool, float], size: tuple[int, int], policy: MediaPolicy) -> int:
-    return file_structure.jpeg_memory(frame, size, canonical_size(*size, policy)[:2])
+def _of_jpeg(front: JpegFront, policy: MediaPolicy, name: str) -> Header:
+    size = (front.width, front.height)
+    check_size(size, policy, name)
+    orientation = exif_orientation(front.exif) if front.exif else 1
+    return _header("JPEG", size, orientation, policy, name, front.frame, simple=True, front=front)
 
 
 def _header(
@@ -126,18 +123,24 @@ def _header(
     orientation: int,
     policy: MediaPolicy,
     name: str,
-    memory: int,
+    held: int | tuple[bool, float],
     *,
     simple: bool,
-    several: bool,
+    front: JpegFront | None = None,
 ) -> Header:
-    """Return the Header after checking the limits; `simple`: one frame of opaque 8-bit RGB pixels."""
-    _check_memory(form, size, policy, name, memory)
-    large = memory > _LARGE_MEMORY or size[0] * size[1] > _LARGE_PIXELS
+    """Return the Header after checking the limits.
+
+    `held`: bytes of memory that decoding takes; of a JPEG what `file_structure.jpeg_frame` returns.
+    `simple`: one frame of opaque 8-bit RGB pixels.
+    """
     upright = size[::-1] if orientation >= 5 else size
     width, height, sized = canonical_size(*upright, policy)
+    if not isinstance(held, int):
+        held = file_structure.jpeg_memory(held, upright, (width, height))
+    _check_memory(form, size, policy, name, held)
+    large = held > _LARGE_MEMORY or size[0] * size[1] > _LARGE_PIXELS
     plain = simple and form in PORTABLE and orientation == 1 and (width, height) == upright
-    return Header(form, width, height, upright, orientation, plain, sized, large, several)
+    return Header(form, width, height, upright, orientation, plain, sized, large, front)
 
 
 def _check_memory(form: str, size: tuple[int, int], policy: MediaPolicy, name: str, memory: int) -> None:
@@ -148,37 +151,6 @@ def _check_memory(form: str, size: tuple[int, int], policy: MediaPolicy, name: s
             hint="make the picture smaller first, or raise MediaPolicy.max_decode_bytes or qvl-serve --max-decode-mb",
             code="image_too_large",
         )
-
-
-def _colour_jpeg(data: bytes) -> tuple[int, int, int] | None:
-    """Return (width, height, EXIF orientation) of a usual colour JPEG; None if Pillow has to read it.
-
-    Pillow takes ten times as long, most of the time of a cache hit beside hashing. Later damage is noticed when the
-    picture is verified or decoded. Source: ITU-T T.81, annex B.
-    """
-    if data[:2] != b"\xff\xd8":
-        return None
-    at, size, exif = 2, None, b""
-    for _ in range(file_structure.MAX_SEGMENTS):
-        if len(data) < at + 4 or data[at] != 0xFF:
-            return None
-        marker, end = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
-        if marker == _SCAN:
-            return None if size is None else (*size, exif_orientation(exif))
-        if marker in _FRAMES:
-            body = data[at + 4 : at + 10]
-            if size is not None or len(body) < 6 or body[0] != 8 or body[5] != 3:
-                return None
-            size = (body[3] << 8 | body[4], body[1] << 8 | body[2])
-        elif marker == _APP1:
-            if data.startswith(b"Exif\0\0", at + 4):
-                if exif:
-                    return None
-                exif = data[at + 4 : end]
-        elif marker not in _SKIPPED:
-            return None
-        at = end
-    return None
 
 
 def open_image(data: bytes, policy: MediaPolicy, name: str) -> ImageFile.ImageFile:

@@ -100,11 +100,10 @@ def check(data: bytes, header: Header, policy: MediaPolicy, name: str) -> None:
 
 def surely_whole(data: bytes, header: Header, policy: MediaPolicy) -> bool:
     """True if plain `data` is whole, as far as a fraction of a millisecond for each MiB tells; False: see `check`."""
-    if header.format != "JPEG":
+    front = header.front
+    if front is None or (front.frame[0] and not file_structure.has_few_scans(data, header.width * header.height)):
         return False
-    if header.several and not file_structure.has_few_scans(data, header.width * header.height):
-        return False
-    bare = skeleton(data)
+    bare = skeleton(data, front)
     return bare is not None and len(bare) <= _FEW_SEGMENTS and _accepts(bare, policy)
 
 
@@ -114,9 +113,10 @@ def _whole_jpeg(data: bytes, header: Header, policy: MediaPolicy, name: str) -> 
     Raises:
         MediaError: it has too many parts.
     """
-    if (bare := skeleton(data)) is None:
+    front = header.front
+    if front is None or (bare := skeleton(data, front)) is None:
         return False
-    if header.several:
+    if front.frame[0]:
         file_structure.check_scans(data, header.width * header.height, name)
     return _accepts(bare, policy)
 

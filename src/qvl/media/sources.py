@@ -65,7 +65,8 @@ def is_address(source: object) -> bool:
 
 def short(name: str) -> str:
     """Return `name` on one line, at most 160 characters."""
-    name = "".join(char if char.isprintable() else "?" for char in name)
+    if not name.isprintable():
+        name = "".join(char if char.isprintable() else "?" for char in name)
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
 
 

@@ -8,9 +8,10 @@ import dataclasses
 import io
 import os
 from collections.abc import Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar, cast
 
 from qvl.errors import MediaError, RequestError
+from qvl.media import gate
 from qvl.media.base64_codec import Base64Picture
 from qvl.media.document import Document
 from qvl.media.document_head import is_document, looks_like_document
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from qvl.media.policy import MediaPolicy
 
 T = TypeVar("T")
+Kind: TypeAlias = Literal["picture", "video", "document"]
+LOADED: Final = (Video, Document)
 
 # Of one request at a time: what they bring waits in memory.
 MAX_FETCHES: Final = 8
@@ -46,36 +49,29 @@ async def load_pictures(
         MediaError: a picture cannot be read, for the reasons of `qvl.media.aload`.
         RequestError: a pixel limit of a picture exceeds that of `policy`, or there are more videos than it allows.
     """
-    from qvl.media import gate
-
     if not pictures:
         return []
-    _refuse_many_videos(pictures, policy)
-    policies = _policies(policy, pictures)
+    told = _told(pictures, policy, files=policy.allow_files)
     fetching = asyncio.Semaphore(MAX_FETCHES)
+    return await _together([_numbered(number, _load(*one, fetching, digests)) for number, one in enumerate(told)])
 
-    async def load(unread: UnreadPicture, own: MediaPolicy) -> Medium:
-        unread = named_apart(unread)
-        source = unread.source
-        document = _is_document(unread, files=own.allow_files)
-        if isinstance(source, Video | Document):
-            return source
-        remote = gate.is_remote(source)
-        async with fetching if remote else contextlib.nullcontext():
-            if is_video(unread, own):
-                return await aload_video(source, own, unread.sampling)
-            if remote:
-                return await _fetched(unread, own, digests)
-            if document:
-                return await aload_document(source, own, unread.pages)
-            return await gate.aload(source, own, decode=False, digests=digests)
 
-    return await _together(
-        [
-            _numbered(number, load(picture, own))
-            for number, (picture, own) in enumerate(zip(pictures, policies, strict=True))
-        ]
-    )
+async def _load(
+    unread: UnreadPicture, kind: Kind, policy: MediaPolicy, fetching: asyncio.Semaphore, digests: DigestCache | None
+) -> Medium:
+    source = unread.source
+    if isinstance(source, LOADED):
+        return source
+    if gate.is_remote(source):
+        async with fetching:
+            if kind == "video":
+                return await aload_video(source, policy, unread.sampling)
+            return await _fetched(unread, policy, digests)
+    if kind == "video":
+        return await aload_video(source, policy, unread.sampling)
+    if kind == "document":
+        return await aload_document(source, policy, unread.pages)
+    return await gate.aload(source, policy, decode=False, digests=digests)
 
 
 def read_pictures(
@@ -89,32 +85,55 @@ def read_pictures(
     Raises:
         MediaError: a picture cannot be read.
     """
-    from qvl.media import gate
-
-    _refuse_many_videos(pictures, policy)
     ready: list[Medium] = []
     alone = may_wait and is_one_local(pictures)
-    for number, (picture, own) in enumerate(zip(pictures, _policies(policy, pictures), strict=True)):
+    for number, (unread, kind, own) in enumerate(_told(pictures, policy, files=may_wait and policy.allow_files)):
+        source = unread.source
         with naming(number):
-            picture = named_apart(picture)
-            document = _is_document(picture, files=may_wait and own.allow_files)
-            if isinstance(picture.source, Video | Document):
-                ready.append(picture.source)
-            elif document:
-                if not alone:
+            if isinstance(source, LOADED):
+                ready.append(source)
+            elif kind == "picture" and not alone:
+                if (now := gate.load_now(source, own, digests=digests)) is None:
                     return None
-                ready.append(load_document(picture.source, own, picture.pages))
-            elif picture.video or looks_like_video(picture.source, files=may_wait and own.allow_files):
-                if not alone:
-                    return None
-                ready.append(load_video(picture.source, own, picture.sampling))
-            elif alone:
-                ready.append(gate.load(picture.source, own, decode=False, digests=digests))
-            elif (now := gate.load_now(picture.source, own, digests=digests)) is not None:
                 ready.append(now)
-            else:
+            elif not alone:
                 return None
+            elif kind == "document":
+                ready.append(load_document(source, own, unread.pages))
+            elif kind == "video":
+                ready.append(load_video(source, own, unread.sampling))
+            else:
+                ready.append(gate.load(source, own, decode=False, digests=digests))
     return ready
+
+
+def _told(
+    pictures: Sequence[UnreadPicture], policy: MediaPolicy, *, files: bool
+) -> list[tuple[UnreadPicture, Kind, MediaPolicy]]:
+    """Return each picture with its pages apart from its name, what it is read as, and its own policy.
+
+    Raises:
+        MediaError: pages of no document are asked for.
+        RequestError: a pixel limit of a picture exceeds that of `policy`, or there are more videos than it allows.
+    """
+    told: list[tuple[UnreadPicture, Kind, MediaPolicy]] = []
+    for number, picture in enumerate(pictures):
+        # A policy checks itself whenever one is made, so only where a picture has limits of its own.
+        own = policy
+        if picture.limits != NO_LIMITS:
+            own = dataclasses.replace(policy, limits=picture.limits.checked(policy.max_pixels))
+        try:
+            unread = named_apart(picture)
+            told.append((unread, _kind(unread, files=files), own))
+        except MediaError as exc:
+            exc.picture = number
+            raise
+    videos = sum(kind == "video" for _, kind, _ in told)
+    if policy.max_videos is not None and videos > policy.max_videos:
+        what = f"{videos} videos in one request, where at most {policy.max_videos} are allowed"
+        hint = "send fewer, or raise qvl-serve --limit-mm-per-prompt (max_videos of the MediaPolicy)"
+        raise RequestError(what, hint=hint, param="messages")
+    return told
 
 
 def named_apart(unread: UnreadPicture) -> UnreadPicture:
@@ -129,21 +148,29 @@ def named_apart(unread: UnreadPicture) -> UnreadPicture:
     return dataclasses.replace(unread, source=cast("PictureSource", source), pages=pages)
 
 
-def _is_document(unread: UnreadPicture, *, files: bool) -> bool:
-    """True if `unread` is to be read as a document; a URL tells only when it is fetched.
+def _kind(unread: UnreadPicture, *, files: bool) -> Kind:
+    """Return what `unread` is read as; with `files` False none is opened. A URL tells only when it is fetched.
 
     Raises:
         MediaError: pages of something else are asked for.
     """
-    from qvl.media import gate
-
     source = unread.source
-    if isinstance(source, Document | Video):
-        return isinstance(source, Document)
+    if isinstance(source, LOADED):
+        return "document" if isinstance(source, Document) else "video"
+    document = _is_document(unread, files=files)
+    if unread.video or looks_like_video(source, files=files):
+        return "video"
+    return "document" if document else "picture"
+
+
+def _is_document(unread: UnreadPicture, *, files: bool) -> bool:
+    source = unread.source
     if looks_like_document(source, files=files):
         return True
+    if unread.pages is None and not unread.document:
+        return False
     later = isinstance(source, str | os.PathLike | io.IOBase) and not is_address(source)
-    if gate.is_remote(source) or (later and not files):
+    if gate.is_remote(cast("PictureSource", source)) or (later and not files):
         return False
     if unread.document and not _is_picture(source):
         return True
@@ -171,8 +198,6 @@ def _without_pages(source: object) -> MediaError:
 
 async def _fetched(unread: UnreadPicture, policy: MediaPolicy, digests: DigestCache | None) -> Medium:
     """Return what a URL has: a picture or a document, by its bytes."""
-    from qvl.media import gate
-
     data, name = await gate.fetch(cast("str", unread.source), policy)
     if is_document(data) or (unread.document and not sniff(data)):
         from qvl.media.document_file import read_document
@@ -183,27 +208,10 @@ async def _fetched(unread: UnreadPicture, policy: MediaPolicy, digests: DigestCa
     return await gate.afrom_bytes(data, name, policy, decode=False, digests=digests)
 
 
-def is_video(unread: UnreadPicture, policy: MediaPolicy) -> bool:
-    """True if a source is read as a video: its part says so, or its name, media type or first bytes."""
-    return unread.video or looks_like_video(unread.source, files=policy.allow_files)
-
-
-def _refuse_many_videos(pictures: Sequence[UnreadPicture], policy: MediaPolicy) -> None:
-    if policy.max_videos is None:
-        return
-    count = sum(is_video(unread, policy) or isinstance(unread.source, Video) for unread in pictures)
-    if count > policy.max_videos:
-        what = f"{count} videos in one request, where at most {policy.max_videos} are allowed"
-        hint = "send fewer, or raise qvl-serve --limit-mm-per-prompt (max_videos of the MediaPolicy)"
-        raise RequestError(what, hint=hint, param="messages")
-
-
 def is_one_local(pictures: Sequence[UnreadPicture]) -> bool:
     """Return True if there is exactly one picture and it is not a URL to fetch."""
-    from qvl.media import gate
-
     source = pictures[0].source if len(pictures) == 1 else None
-    return source is not None and (isinstance(source, Video | Document) or not gate.is_remote(source))
+    return source is not None and (isinstance(source, LOADED) or not gate.is_remote(source))
 
 
 async def decode_pictures(request: ChatRequest, *, pixels: bool, videos: bool = True) -> ChatRequest:
@@ -214,26 +222,33 @@ async def decode_pictures(request: ChatRequest, *, pixels: bool, videos: bool = 
     Raises:
         MediaError: a picture is truncated or corrupt.
     """
-    from qvl.media import gate
-
     pictures = request.pictures
     if not pictures:
         return request
-    numbers = _numbers(request)
     left = frozenset[int]()
-    if videos:
+    if request.videos and not videos:
+        left = frozenset(id(frame) for video in request.videos for frame in video.frames)
+    elif videos:
         for video in request.videos:
             await decode_video(video)
-    else:
-        left = frozenset(id(frame) for video in request.videos for frame in video.frames)
-    pages = [(number, page) for number, page in zip(numbers, pictures, strict=True) if page.whole is not None]
+    pages = [at for at, page in enumerate(pictures) if page.whole is not None]
     if pages:
-        await _together([_numbered(number, in_child_thread(page.hold)) for number, page in pages])
-    shown = [at for at, picture in enumerate(pictures) if id(picture) not in left]
-    readying = [_numbered(numbers[at], gate.aready(pictures[at], request.max_pixels, pixels=pixels)) for at in shown]
-    done = dict(zip(shown, await _together(readying), strict=True))
-    ready = [done.get(at, picture) for at, picture in enumerate(pictures)]
-    return _with_pictures(request, pictures, ready)
+        numbers = _numbers(request)
+        await _together([_numbered(numbers[at], in_child_thread(pictures[at].hold)) for at in pages])
+    waiting = []
+    for at, picture in enumerate(pictures):
+        try:
+            if id(picture) not in left and not gate.is_ready(picture, request.max_pixels, pixels=pixels):
+                waiting.append(at)
+        except MediaError as exc:
+            exc.picture = _numbers(request)[at]
+            raise
+    if not waiting:
+        return request
+    numbers = _numbers(request)
+    readying = [_numbered(numbers[at], gate.readied(pictures[at], request.max_pixels, pixels=pixels)) for at in waiting]
+    done = dict(zip(waiting, await _together(readying), strict=True))
+    return _with_pictures(request, pictures, [done.get(at, picture) for at, picture in enumerate(pictures)])
 
 
 def _numbers(request: ChatRequest) -> list[int]:
@@ -268,16 +283,6 @@ def _with_pictures(request: ChatRequest, before: Sequence[Picture], after: Seque
             for message in request.messages
         )
     )
-
-
-def _policies(policy: MediaPolicy, pictures: Sequence[UnreadPicture]) -> list[MediaPolicy]:
-    # A policy checks itself whenever one is made, so only where a picture has limits of its own.
-    return [
-        policy
-        if picture.limits == NO_LIMITS
-        else dataclasses.replace(policy, limits=picture.limits.checked(policy.max_pixels))
-        for picture in pictures
-    ]
 
 
 @contextlib.contextmanager

@@ -71,6 +71,8 @@ class Lifted:
 
 def lift(body: bytes, max_bytes: int) -> Lifted | None:
     """Return `body` without its long texts of strict base64 of at most `max_bytes`; None if there are none."""
+    if len(body) <= LONG:
+        return None
     found: list[tuple[memoryview, bytes]] = []
     pieces: list[bytes | memoryview] = []
     # Nobody can have written this in a text of theirs.
