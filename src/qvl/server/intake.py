@@ -6,10 +6,10 @@ Through the parser every piece of a body is copied four times and wakes whoever 
 from __future__ import annotations
 
 import asyncio
+import io
 from typing import TYPE_CHECKING, Final
 
 import httptools
-import numpy as np
 
 from qvl.errors import QvlError
 from qvl.server.errors import ClientGoneError
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 SCRATCH: Final = 64 * 1024
-# So much more than has come is made ready, so that who announces megabytes and sends none takes no memory.
-_AHEAD: Final = 3
+# There is room for so many times what has come, so that who announces megabytes and sends none takes no memory.
+_ROOM: Final = 4
+# The same up to a MiB, so that most bodies are received where they stay.
+_EARLY_ROOM: Final = 16
+_EARLY: Final = 2**20
 
 
 class Intake(asyncio.BufferedProtocol):
@@ -33,7 +36,8 @@ class Intake(asyncio.BufferedProtocol):
         self._scratch = memoryview(scratch)
         # Bytes of the body that do not go through the parser; without a reader they are dropped.
         self._missing = 0
-        self._pieces: list[memoryview] = []
+        self._body = io.BytesIO()
+        self._room = memoryview(b"")
         self._at = 0
         self._came: Callable[[int], None] = lambda size: None
         self._whole: asyncio.Future[None] | None = None
@@ -50,32 +54,36 @@ class Intake(asyncio.BufferedProtocol):
         if cycle.waiting_for_100_continue:
             self._http.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
-        begun, cycle.body = bytes(cycle.body), bytearray()
+        begun, cycle.body = cycle.body, bytearray()
         cycle.message_event.clear()
         came(len(begun))
         if not cycle.more_body:
-            return begun
-        self._pieces, self._missing = [memoryview(begun)], length - len(begun)
+            return bytes(begun)
+        self._missing = length - len(begun)
         self._came, self._whole = came, asyncio.get_running_loop().create_future()
-        self._make_room()
+        self._make_room(begun)
         self._http.flow.resume_reading()
         try:
             await self._whole
-            return b"".join(self._pieces)
+            # With no view of it left, the body is handed over and not copied.
+            self._room.release()
+            return self._body.getvalue()
         finally:
-            self._whole, self._pieces = None, []
+            self._whole, self._body, self._room = None, io.BytesIO(), memoryview(b"")
 
-    def _make_room(self) -> None:
-        had = sum(map(len, self._pieces))
-        self._pieces.append(np.empty(min(self._missing, max(SCRATCH, _AHEAD * had)), np.uint8).data)
-        self._at = 0
+    def _make_room(self, had: bytes | bytearray | memoryview) -> None:
+        at = len(had)
+        size = max(SCRATCH, _ROOM * at, min(_EARLY_ROOM * at, _EARLY))
+        self._body = io.BytesIO(bytes(min(at + self._missing, size)))
+        self._room, self._at = self._body.getbuffer(), at
+        self._room[:at] = had
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if not self._missing:
             return self._scratch
         if self._whole is None or self._whole.done():
             return self._scratch[: self._missing]
-        return self._pieces[-1][self._at :]
+        return self._room[self._at :]
 
     def buffer_updated(self, nbytes: int) -> None:
         if not self._missing:
@@ -90,8 +98,8 @@ class Intake(asyncio.BufferedProtocol):
             except QvlError as exc:
                 whole.set_exception(exc)
             else:
-                if self._missing and self._at == len(self._pieces[-1]):
-                    self._make_room()
+                if self._missing and self._at == len(self._room):
+                    self._make_room(self._room)
         if not self._missing:
             self._end_body()
 
