@@ -300,7 +300,7 @@ class AnswerReader:
         # Some end with the whole message once more.
         delta: WireMessage = choice.get("delta") or ({} if state.answered else choice.get("message")) or {}
         text, reasoning = self._words(delta, state)
-        calls = _calls(delta, state)
+        calls = _calls(delta, state) if "tool_calls" in delta or "function_call" in delta else ()
         reason = choice.get("finish_reason")
         finish = None if reason is None else self._finish(reason, state)
         if finish is not None:
@@ -372,8 +372,6 @@ def _calls(delta: WireMessage, state: ChoiceReader) -> tuple[ToolCallDelta, ...]
     calls: Sequence[WireToolCall] = delta.get("tool_calls") or ()
     if not calls and isinstance(older := delta.get("function_call"), dict):
         calls = ({"index": 0, "function": older},)
-    if not calls:
-        return ()
     return tuple(replace(call, arguments=state.joined(call.index, call.arguments)) for call in state.calls.read(calls))
 
 

@@ -304,8 +304,10 @@ class OpenAIBackend(Backend):
     async def _begun(self, course: Course, ticket: Ticket[ProbedEndpoint]) -> RunningAnswer:
         """Return the answer that the ticket's endpoint begins."""
         request, line = course.request, ticket.member.target
-        joined_late = line.findings is None
-        findings = await self._fleet.findings_of(line)
+        findings = line.findings
+        joined_late = findings is None
+        if findings is None:
+            findings = await self._fleet.findings_of(line)
         # It may have been asked what it takes while the request waited for a place.
         notes: tuple[str, ...] = ()
         if why := findings.capabilities.why_pictures(request):

@@ -187,16 +187,12 @@ def _body(request: ChatRequest, model: str, dialect: Dialect) -> dict[str, objec
     for name in request.extra:
         if name in _RESERVED:
             raise UnsupportedInputError(f"{name!r} cannot be an extra field", hint="qvl itself sets it", param=name)
-    sampling, form, tools = (
-        _sampling(request.sampling, dialect),
-        format_fields(request.response_format),
-        _tools(request),
-    )
+    form, tools = format_fields(request.response_format), _tools(request)
     prompt = request.prompt_fields()
     if request.priority:
         prompt["priority"] = request.priority
     media = request_fields(request.videos, dialect.videos, request.extra)
-    return {**fields, **sampling, **form, **tools, **prompt, **request.extra, **media}
+    return {**fields, **_sampling(request.sampling, dialect), **form, **tools, **prompt, **request.extra, **media}
 
 
 def _sampling(params: SamplingParams, dialect: Dialect) -> dict[str, object]:
