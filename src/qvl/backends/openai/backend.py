@@ -16,7 +16,7 @@ from functools import partial
 from qvl.backends.base import CUT_OFF, Backend, Capabilities, OwnDecisions, Tokens, began
 from qvl.backends.openai.course import Course
 from qvl.backends.openai.decisions_3_57 import DecisionsProbe
-from qvl.backends.openai.endpoint import Endpoint, RunningAnswer, Timeouts, read_url, shown_url
+from qvl.backends.openai.endpoint import Endpoint, RunningAnswer, Timeouts, Times, read_url, shown_url
 from qvl.backends.openai.endpoint_list import Listed, by_name, listed_endpoints
 from qvl.backends.openai.failures import Failed, Impact, Repeat
 from qvl.backends.openai.fleet import Attempts, Fleet, ProbedEndpoint
@@ -254,12 +254,14 @@ class OpenAIBackend(Backend):
 
     async def _course(self, request: ChatRequest) -> Course:
         """Return the course of a request that begins; a picture in quarantine is refused."""
+        times = Times(time.monotonic())
         affine = bool(request.pictures) and self._pool.policy == "affinity"
         if affine or self._quarantine.watches():
             await hash_pictures(request.pictures)
         self._quarantine.refuse(request)
         return Course(
             request,
+            times=times,
             deadline=began() + self._timeouts.total,
             key=request.pictures[0].sha256 if affine else None,
             tries_others=len(self._pool) > 1 and self._retry.max_retries > 0,

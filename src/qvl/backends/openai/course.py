@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 from qvl.backends.endless import EndlessWatch
@@ -17,7 +16,7 @@ from qvl.types import ChatRequest, Chunk
 
 
 class Course:
-    """The course of `request`, from now to `deadline` (monotonic).
+    """The course of `request`, until `deadline` (monotonic), and its `times`.
 
     `key` is the hash of its picture, where equal ones go to one endpoint; `tries_others`: an answer that breaks off may
     go on at another endpoint. `cost` are its estimated prompt tokens. `begun` is True once an answer has begun, and
@@ -25,8 +24,10 @@ class Course:
     the attempt under way is one.
     """
 
-    def __init__(self, request: ChatRequest, *, deadline: float, key: str | None, tries_others: bool) -> None:
-        self.request, self.deadline, self.key = request, deadline, key
+    def __init__(
+        self, request: ChatRequest, *, times: Times, deadline: float, key: str | None, tries_others: bool
+    ) -> None:
+        self.request, self.times, self.deadline, self.key = request, times, deadline, key
         self.cost = picture_tokens(request)
         self.repeatable = repeatable(request)
         resumable = self.repeatable and request.sampling.deterministic and tries_others
@@ -36,7 +37,6 @@ class Course:
         self.suspect = False
         self.begun = False
         self.cut: Failed | None = None
-        self.times = Times(time.monotonic())
 
     def begin(self, notes: tuple[str, ...]) -> None:
         """Begin another attempt, whose answer is to have `notes`."""
