@@ -129,6 +129,7 @@ SHOWN = {
 }
 ROUTES = {
     "/v1/responses": {"input": [SHOWN], "store": False},
+    "/v1/responses/input_tokens": {"input": [SHOWN]},
     "/v1/analyze": {"images": [URL, URL]},
     "/v1/locate": {"image": URL, "targets": "the brand"},
     "/v1/decisions": {"input": [SHOWN], "questions": [{"type": "predicate", "instructions": "Is it new?"}]},

@@ -12,7 +12,7 @@ from qvl.server import answers
 from tests.server.conftest import Running, question
 from tests.server.test_chat import events
 
-OF_TOKENS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens")
+OF_TOKENS = ("/tokenize", "/detokenize", "/v1/messages/count_tokens", "/v1/responses/input_tokens")
 
 
 def test_every_operation_is_documented_with_its_errors(server: Running) -> None:

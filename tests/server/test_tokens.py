@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import anthropic
+import openai
 import pytest
 
 from tests.server.conftest import Running, data_url, picture, start
@@ -71,9 +72,27 @@ def test_anthropics_count_is_that_of_its_message(server: Running) -> None:
     assert told == {"input_tokens": usage["input_tokens"] + usage["cache_read_input_tokens"]}
 
 
+def test_the_count_of_a_response_is_that_of_its_answer(server: Running) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    shown: Any = {"type": "input_image", "image_url": data_url(), "detail": "auto"}
+    content: Any = [shown, {"type": "input_text", "text": "What brand?"}]
+    tools: Any = [{"type": "function", **TOOL["function"], "strict": False}]
+    asked: Any = {"model": "bundled", "input": [{"role": "user", "content": content}], "instructions": "be brief"}
+    for fields in ({}, {"tools": tools}):
+        answer = client.responses.create(**asked, **fields, max_output_tokens=1)
+        assert client.responses.input_tokens.count(**asked, **fields).input_tokens == answer.usage.input_tokens
+    following: Any = {"model": "bundled", "input": "And now?", "previous_response_id": answer.id}
+    again = client.responses.create(**following, max_output_tokens=1)
+    assert client.responses.input_tokens.count(**following).input_tokens == again.usage.input_tokens
+    assert client.responses.input_tokens.count(**following).object == "response.input_tokens"
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
+        ("/v1/responses/input_tokens", {}, "input"),
+        ("/v1/responses/input_tokens", {"input": "x", "frobnicate": 1}, "frobnicate"),
+        ("/v1/responses/input_tokens", {"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
         ("/tokenize", {}, "messages"),
         ("/tokenize", {"prompt": "a", "messages": MESSAGES}, "messages"),
         ("/tokenize", {"prompt": "a", "frobnicate": 1}, "frobnicate"),
@@ -85,7 +104,7 @@ def test_anthropics_count_is_that_of_its_message(server: Running) -> None:
 )
 def test_faults_are_named(local: Running, path: str, body: dict[str, Any], param: str) -> None:
     answer = local.post(path, body)
-    assert answer.status_code == 400
+    assert answer.status_code == (404 if "previous_response_id" in body else 400)
     assert answer.json()["error"]["param"] == param
 
 

@@ -344,6 +344,11 @@ class ResponseEvent(TypedDict, total=False):
     param: str | None
 
 
+class InputTokens(TypedDict):
+    object: Literal["response.input_tokens"]
+    input_tokens: Count
+
+
 class DeletedResponse(TypedDict):
     id: str
     object: Literal["response.deleted"]

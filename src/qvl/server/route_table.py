@@ -94,6 +94,14 @@ OPERATIONS: Final = (
     ),
     _work("/v1/completions", completions.completions, "Complete a prompt", CompletionRequest, answers.Completion),
     _work("/v1/responses", responses.responses, "Answer input items", ResponsesRequest, answers.Response),
+    _work(
+        "/v1/responses/input_tokens",
+        responses.input_tokens,
+        "Count the tokens of input items",
+        ResponsesRequest,
+        answers.InputTokens,
+        events=False,
+    ),
     Operation(
         "GET", "/v1/responses/{id}", responses.retrieve, "A response that was kept", None, answers.Response, _KEPT
     ),

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from qvl.errors import ContextLengthError, RequestError
 from qvl.ids import new_id
 from qvl.pipeline.parse_fields import unknown
-from qvl.server.answers import DeletedResponse, InputItemList, OutputItem, Response
+from qvl.server.answers import DeletedResponse, InputItemList, InputTokens, OutputItem, Response
 from qvl.server.errors import HttpError
 from qvl.server.format_schemas import asked_format, name_of_format
 from qvl.server.response_store import PREFIX, KeptResponse, not_found, not_kept
@@ -47,12 +47,29 @@ async def responses(exchange: Exchange) -> None:
 
     The response is kept for `previous_response_id`, unless `store` is false or the server has no cache.
     """
+    body = await _body(exchange)
+    await exchange.until_done(lambda: _answer(exchange, body))
+
+
+async def input_tokens(exchange: Exchange) -> None:
+    """Answer with the number of tokens of a request to `/v1/responses`, pictures, tools and earlier turns included."""
+    body = await _body(exchange)
+    await exchange.until_done(lambda: _count(exchange, body))
+
+
+async def _count(exchange: Exchange, body: ResponsesRequest) -> None:
+    served, _ = await _asked(exchange, body)
+    tokens = await exchange.core.pipeline.backend.tokenize(served.request)
+    await exchange.respond_json(InputTokens(object="response.input_tokens", input_tokens=len(tokens.ids)))
+
+
+async def _body(exchange: Exchange) -> ResponsesRequest:
     body = await read_request(exchange, ResponsesRequest, lambda body: item_texts(body.input))
     name_request(exchange, body)
     exchange.field_names = _NAMES | name_of_format(None, body.structured_outputs)
     if "reasoning_effort" not in (body.model_extra or ()):
         exchange.field_names |= _EFFORT
-    await exchange.until_done(lambda: _answer(exchange, body))
+    return body
 
 
 async def _answer(exchange: Exchange, body: ResponsesRequest) -> None:
@@ -64,17 +81,7 @@ async def _answer(exchange: Exchange, body: ResponsesRequest) -> None:
     if body.store and not core.responses.available:
         raise not_kept("store")
     namespace = core.namespace(exchange.tenant)
-    items = await _items(exchange, body)
-    before = []
-    if body.previous_response_id is not None:
-        before = await core.responses.turns(namespace, body.previous_response_id)
-
-    def params() -> list[str]:
-        earlier = picture_params("previous_response_id", before, "content", "output")
-        return ["previous_response_id"] * len(earlier) + picture_params("input", items, "content", "output")
-
-    exchange.picture_params = params
-    served = await _read(exchange, body, before, items)
+    served, items = await _asked(exchange, body)
     head = _head(body, served, kept=body.store is not False and core.responses.available)
     reasoning = body.reasoning
     maker = ItemMaker(
@@ -129,6 +136,22 @@ def without_oldest(request: ChatRequest) -> ChatRequest | None:
     if not any(message.role != "system" for message in messages[end:]):
         return None
     return request.replace(messages=messages[:start] + messages[end:])
+
+
+async def _asked(exchange: Exchange, body: ResponsesRequest) -> tuple[ServedRequest, list[JsonObject]]:
+    """Return the request, with the earlier turns of its conversation, and the items of its input."""
+    core = exchange.core
+    items = await _items(exchange, body)
+    before = []
+    if body.previous_response_id is not None:
+        before = await core.responses.turns(core.namespace(exchange.tenant), body.previous_response_id)
+
+    def params() -> list[str]:
+        earlier = picture_params("previous_response_id", before, "content", "output")
+        return ["previous_response_id"] * len(earlier) + picture_params("input", items, "content", "output")
+
+    exchange.picture_params = params
+    return await _read(exchange, body, before, items), items
 
 
 async def _items(exchange: Exchange, body: ResponsesRequest) -> list[JsonObject]:
