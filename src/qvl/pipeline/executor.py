@@ -277,7 +277,10 @@ class Executor:
 
     async def _work(self, call: Call[R], job: Job) -> tuple[Outcome, CacheState]:
         """Return the outcome of a cache miss, from a new flight or from a running one that it joins."""
-        flight, joined = self._board.join(job.flight, partial(self._answer, call, job))
+        work = partial(self._answer, call, job)
+        if job.flight is None:
+            return await self._board.alone(work), "bypass"
+        flight, joined = self._board.join(job.flight, work)
         outcome = await flight.outcome()
         return outcome, _state(job, outcome, joined)
 

@@ -1,7 +1,7 @@
 """Single flight: identical concurrent requests share one task.
 
 Each flight is a task of its own, so that the first caller can leave without cancelling it for the others; when the
-last one leaves, the task is cancelled and the backend aborts.
+last one leaves, the task is cancelled and the backend aborts. What nobody can join needs none.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Flight:
 
     def _result(self) -> Outcome:
         if self._task.cancelled():
-            raise BackendUnavailableError("the pipeline was closed before the answer was complete")
+            raise _closed()
         return self._task.result()
 
     async def _leave(self) -> None:
@@ -153,9 +153,32 @@ class FlightBoard:
     def __init__(self) -> None:
         self._flights: set[Flight] = set()
         self._by_key: dict[Hashable, Flight] = {}
+        self._alone: set[asyncio.Timeout] = set()
+        # Done when the last of those that run alone has ended, while the board is being closed.
+        self._last: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._flights) + len(self._alone)
+
+    async def alone(self, work: Work) -> Outcome:
+        """Return the outcome of `work` that nobody can join, in the caller's own task.
+
+        Raises:
+            QvlError: the error of the work; BackendUnavailableError if the board is closed meanwhile.
+        """
+        try:
+            async with asyncio.timeout(None) as until_closed:
+                self._alone.add(until_closed)
+                try:
+                    return await work(Written())
+                finally:
+                    self._alone.discard(until_closed)
+                    if self._last is not None and not self._alone:
+                        self._last.set_result(None)
+        except TimeoutError:
+            if not until_closed.expired():
+                raise
+        raise _closed()
 
     def join(self, key: Hashable | None, work: Work) -> tuple[Flight, bool]:
         """Return the running flight of `key` and True, or a new flight of `work` and False (always for None)."""
@@ -168,13 +191,24 @@ class FlightBoard:
         return flight, False
 
     async def aclose(self) -> None:
-        """Cancel every flight."""
+        """Cancel every flight and what runs alone, and wait for their end."""
+        if self._alone and self._last is None:
+            self._last = asyncio.get_running_loop().create_future()
+            for until_closed in self._alone:
+                until_closed.reschedule(0)
         await asyncio.gather(*(flight.aclose() for flight in list(self._flights)))
+        if self._last is not None:
+            await asyncio.wait((self._last,), timeout=CLOSE_SECONDS)
+            self._last = None
 
     def _land(self, key: Hashable | None, ended: Flight) -> None:
         self._flights.discard(ended)
         if key is not None and self._by_key.get(key) is ended:
             del self._by_key[key]
+
+
+def _closed() -> BackendUnavailableError:
+    return BackendUnavailableError("the pipeline was closed before the answer was complete")
 
 
 async def within(seconds: float, closing: Coroutine[object, object, None]) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from qvl.pipeline.parse_parts import UnreadPicture
     from qvl.server.lift_pictures import Lifted
-    from qvl.server.request_body import ReadBody
+    from qvl.server.request_body import BodyReader
     from qvl.server.state import ServerCore
     from qvl.server.tracing import Traced
 
@@ -99,8 +99,14 @@ class Exchange:
         """
         settings = self.core.settings
         announced = self.headers.get(b"content-length", b"")
-        if announced.isdigit() and int(announced) > settings.max_body_bytes:
+        length = int(announced) if announced.isdigit() else None
+        if length is not None and length > settings.max_body_bytes:
             raise self._too_large()
+        reader: BodyReader | None = self.scope.get("extensions", {}).get(READ_BODY, {}).get("reader")
+        if reader is not None and length is not None and (whole := reader.whole()) is not None:
+            self._hold(len(whole))
+            self._body_complete = True
+            return await self._inflated(whole)
         now = asyncio.get_running_loop().time()
         size = 0
 
@@ -114,7 +120,10 @@ class Exchange:
 
         try:
             async with asyncio.timeout_at(now + settings.body_timeout) as limit:
-                body = await self._whole(announced, came)
+                if reader is not None and length is not None and length > SMALL_BODY:
+                    body = await reader.read(length, came)
+                else:
+                    body = await self._received(came)
                 self._body_complete = True
                 return await self._inflated(body)
         except TimeoutError:
@@ -122,10 +131,7 @@ class Exchange:
                 raise
         raise self._too_slow()
 
-    async def _whole(self, announced: bytes, came: Callable[[int], None]) -> bytes:
-        read_body: ReadBody | None = self.scope.get("extensions", {}).get(READ_BODY, {}).get("read")
-        if read_body is not None and announced.isdigit() and int(announced) > SMALL_BODY:
-            return await read_body(int(announced), came)
+    async def _received(self, came: Callable[[int], None]) -> bytes:
         pieces: list[bytes] = []
         more = True
         while more:
@@ -234,11 +240,11 @@ class Exchange:
             DeadlineError: the deadline has passed.
             DrainingError: the server is shutting down.
         """
-        loop = asyncio.get_running_loop()
+        loop, left = asyncio.get_running_loop(), self._seconds_left()
         try:
-            async with asyncio.timeout_at(loop.time() + self._seconds_left()) as limit:
+            async with asyncio.timeout(left if left <= WATCH_SECONDS else None) as limit:
                 # Not from the start: most answers out of the cache are there before a task for watching would be.
-                watching = loop.call_later(WATCH_SECONDS, self._begin_watching, limit)
+                watching = loop.call_later(WATCH_SECONDS, self._begin_watching, limit, loop.time() + left)
                 self.core.under_way.add(limit)
                 try:
                     return await work()
@@ -271,7 +277,8 @@ class Exchange:
             allowed = min(allowed, seconds)
         return max(0.0, allowed - (time.perf_counter() - self.started))
 
-    def _begin_watching(self, limit: asyncio.Timeout) -> None:
+    def _begin_watching(self, limit: asyncio.Timeout, deadline: float) -> None:
+        limit.reschedule(deadline)
         self._watcher = asyncio.get_running_loop().create_task(self._watch(limit))
 
     async def _watch(self, limit: asyncio.Timeout) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import weakref
 from typing import TYPE_CHECKING, Final
 
 import httptools
@@ -25,6 +26,32 @@ _ROOM: Final = 4
 # The same up to a MiB, so that most bodies are received where they stay.
 _EARLY_ROOM: Final = 16
 _EARLY: Final = 2**20
+
+
+class CycleBody:
+    """The body of the request of one `cycle`, for a `BodyReader`."""
+
+    __slots__ = ("_cycle", "_intake")
+
+    def __init__(self, intake: Intake, cycle: RequestResponseCycle) -> None:
+        self._intake = intake
+        # It has the scope, and with it a reference to this.
+        self._cycle = weakref.proxy(cycle)
+
+    def whole(self) -> bytes | None:
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        cycle.message_event.clear()
+        return body
+
+    async def read(self, length: int, came: Callable[[int], None]) -> bytes:
+        """Raises:
+        ClientGoneError: the client went away before the end.
+        QvlError: what `came` raised.
+        """
+        return await self._intake.read_body(self._cycle, length, came)
 
 
 class Intake(asyncio.BufferedProtocol):

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from qvl.errors import RateLimitError
@@ -137,14 +137,17 @@ class Admission:
         one = self.service_seconds if self.service_seconds is not None else 1.0
         return min(max(one * (self.waiting + 1) / self.max_running, 0.1), MAX_RETRY_AFTER)
 
-    @asynccontextmanager
-    async def enter(self, job: Job) -> AsyncIterator[None]:
-        """Hold a slot at the backend for the duration of the context, waiting in the queue for it.
+    def enter(self, job: Job) -> Slot:
+        """Return a context in which `job` holds a slot at the backend; entering it waits in the queue.
 
         Raises:
-            HttpError: 413, the pictures would take too much memory.
-            RateLimitError: the queue is full.
+            HttpError: (when it is entered) 413, the pictures would take too much memory.
+            RateLimitError: (when it is entered) the queue is full.
         """
+        return Slot(self, job)
+
+    async def take(self, job: Job) -> tuple[int, str | None]:
+        """Take a slot for `job`; return the bytes that its pixels will take, and the ticket of a shared slot."""
         size = decoded_bytes(job, wants_pixels=self.wants_pixels)
         if size > self.max_job_bytes:
             raise HttpError(
@@ -154,25 +157,22 @@ class Admission:
                 hint="send fewer or smaller pictures, a smaller max_pixels, or raise qvl-serve --max-decoded-mb",
                 code="request_too_large",
             )
-        began = time.perf_counter()
         ticket = None if self.shared is None else await self._take_shared(self.shared, picture_tokens(job))
-        if ticket is None:
-            await self._take(picture_tokens(job), size)
+        if ticket is None and (self._queue or not self._has_room(size)):
+            await self._wait(picture_tokens(job), size)
         else:
             self.running += 1
             self.running_bytes += size
-        started = time.perf_counter()
-        job.stages.queue += started - began
-        self.on_wait(started - began)
-        try:
-            yield
-            took = time.perf_counter() - started
+        return size, ticket
+
+    def give_back(self, size: int, ticket: str | None, seconds: float | None) -> None:
+        """Free the slot of a job, which took `seconds`; None if it failed."""
+        if seconds is not None:
             known = self.service_seconds
-            self.service_seconds = took if known is None else known + _SMOOTHING * (took - known)
-        finally:
-            if ticket and self.shared is not None:
-                self.shared.give_back(ticket)
-            self._give_back(size)
+            self.service_seconds = seconds if known is None else known + _SMOOTHING * (seconds - known)
+        if ticket and self.shared is not None:
+            self.shared.give_back(ticket)
+        self._give_back(size)
 
     async def _take_shared(self, slots: SharedSlots, tokens: int) -> str | None:
         if slots.waiting and self.waiting_tokens + tokens > self.max_waiting_tokens:
@@ -189,11 +189,7 @@ class Admission:
         # Alone every job passes, whatever the bounds are set to.
         return self.running < self.max_running and (self.running_bytes + size <= self.max_bytes or not self.running)
 
-    async def _take(self, tokens: int, size: int) -> None:
-        if not self._queue and self._has_room(size):
-            self.running += 1
-            self.running_bytes += size
-            return
+    async def _wait(self, tokens: int, size: int) -> None:
         if len(self._queue) >= self.max_waiting:
             self._refuse("queue_full", f"{len(self._queue)} requests are already waiting")
         if self._queue and self.waiting_tokens + tokens > self.max_waiting_tokens:
@@ -238,6 +234,27 @@ class Admission:
         raise RateLimitError(message, hint="try again later", code="engine_overloaded", retry_after=self.retry_after())
 
 
+class Slot:
+    """The slot of one job at the backend, held for the duration of the context."""
+
+    __slots__ = ("_admission", "_job", "_size", "_started", "_ticket")
+
+    def __init__(self, admission: Admission, job: Job) -> None:
+        self._admission = admission
+        self._job = job
+
+    async def __aenter__(self) -> None:
+        began = time.perf_counter()
+        self._size, self._ticket = await self._admission.take(self._job)
+        self._started = time.perf_counter()
+        self._job.stages.queue += self._started - began
+        self._admission.on_wait(self._started - began)
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        took = None if kind is not None else time.perf_counter() - self._started
+        self._admission.give_back(self._size, self._ticket, took)
+
+
 class KeyLimits:
     """Limits per API key: requests per minute (a token bucket) and concurrent requests."""
 
@@ -253,13 +270,16 @@ class KeyLimits:
         self._buckets: dict[str, tuple[float, float]] = {}
         self._under_way: dict[str, int] = {}
 
-    @asynccontextmanager
-    async def enter(self, tenant: str) -> AsyncIterator[None]:
-        """Count one request of `tenant` for the duration of the context.
+    def enter(self, tenant: str) -> AbstractAsyncContextManager[None]:
+        """Return a context in which one request of `tenant` counts.
 
         Raises:
-            RateLimitError: too many requests per minute or at a time.
+            RateLimitError: (when it is entered) too many requests per minute or at a time.
         """
+        return nullcontext() if self.concurrent is None and self.per_minute is None else self._counted(tenant)
+
+    @asynccontextmanager
+    async def _counted(self, tenant: str) -> AsyncIterator[None]:
         ticket = None
         if self.concurrent is not None:
             if self.shared is not None:

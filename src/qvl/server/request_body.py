@@ -6,18 +6,26 @@ import asyncio
 import codecs
 import re
 import zlib
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol
 
 from qvl.media import inflate
 from qvl.server.errors import HttpError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
-    # Returns the body of a request, given its length and what is to be called with the size of each piece.
-    ReadBody: TypeAlias = Callable[[int, Callable[[int], None]], Awaitable[bytes]]
 
-# The name of the ASGI extension by which a server reads a large body at once.
+class BodyReader(Protocol):
+    """What a server can do for the body of a request beside ASGI's `receive`."""
+
+    def whole(self) -> bytes | None:
+        """Return the body if all of it has come; None, taking nothing, if it has not."""
+
+    async def read(self, length: int, came: Callable[[int], None]) -> bytes:
+        """Return the body, of `length` bytes, as it comes; `came(size)` is called for each piece."""
+
+
+# The name of the ASGI extension in which a server has a `reader` (a BodyReader).
 READ_BODY: Final = "qvl.body"
 # Media types of a body that is a picture or a document itself.
 OF_MEDIA: Final = (b"image/", b"application/pdf")

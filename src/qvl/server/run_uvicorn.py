@@ -11,10 +11,8 @@ import ssl
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
@@ -30,7 +28,7 @@ from qvl.server.request_body import READ_BODY
 try:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as _Protocol
 
-    from qvl.server.intake import SCRATCH, Intake
+    from qvl.server.intake import SCRATCH, CycleBody, Intake
 except ImportError:  # httptools has no wheel for every platform
     from uvicorn.protocols.http.h11_impl import H11Protocol as _Protocol  # type: ignore[assignment]
 
@@ -133,9 +131,7 @@ class GuardedProtocol(_Protocol):
             raise ValueError(self._refusal)
         super().on_headers_complete()
         if self._intake is not None:
-            # The cycle has the scope, and with it a reference to itself.
-            read = partial(self._intake.read_body, weakref.proxy(self.cycle))
-            self.scope["extensions"] = {READ_BODY: {"read": read}}
+            self.scope["extensions"] = {READ_BODY: {"reader": CycleBody(self._intake, self.cycle)}}
         if self.scope["http_version"] == "1.0":
             self.cycle.waiting_for_100_continue = False
             self.cycle.chunked_encoding = False
