@@ -327,16 +327,17 @@ class Executor:
         """Return the Result with this caller's own request id, cache state and timing; run hooks and log it."""
         now = time.perf_counter()
         total = now - job.started - job.waited_in(self._loading, now)
-        timing = outcome.result.timing if state in ("miss", "bypass") else Timing()
+        answer, stages = outcome.result, job.stages
+        timing = answer.timing if state in ("miss", "bypass") else Timing()
         result = dataclasses.replace(
-            outcome.result,
-            timing=dataclasses.replace(
-                timing,
-                media=job.stages.media + job.stages.decoding,
-                decoding=job.stages.decoding,
-                cache=job.stages.cache,
-                loading=job.stages.loading,
-                queue=timing.queue + job.stages.queue,
+            answer,
+            timing=Timing(
+                media=stages.media + stages.decoding,
+                decoding=stages.decoding,
+                cache=stages.cache,
+                loading=stages.loading,
+                queue=timing.queue + stages.queue,
+                first_token=timing.first_token,
                 total=total,
             ),
             cache=state,
@@ -345,7 +346,7 @@ class Executor:
             pictures=job.request.pictures,
             videos=job.request.videos,
             # Not of the answer that is kept: another request may have these very frames from a file of another name.
-            notes=(*self._notes_on(job.request), *outcome.result.notes),
+            notes=(*self._notes_on(job.request), *answer.notes),
         )
         for hook in self.plugins.hook.response_done.get_hookimpls():
             try:

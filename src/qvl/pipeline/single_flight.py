@@ -23,18 +23,29 @@ log = logger("qvl.pipeline")
 class Written:
     """The buffer of streamed chunks, which any number of followers read from the beginning."""
 
-    __slots__ = ("chunks", "news", "shown")
+    __slots__ = ("_awaited", "chunks", "shown")
 
     def __init__(self) -> None:
         self.chunks: list[Chunk] = []
-        self.news = asyncio.Event()
         # The number of chunks that were shown to somebody.
         self.shown = 0
+        self._awaited: asyncio.Event | None = None
 
     def __call__(self, chunk: Chunk) -> None:
         self.chunks.append(chunk)
-        news, self.news = self.news, asyncio.Event()
-        news.set()
+        self.wake()
+
+    def news(self) -> asyncio.Event:
+        """Return the event that is set when there is more to read, or nothing more will come."""
+        if self._awaited is None:
+            self._awaited = asyncio.Event()
+        return self._awaited
+
+    def wake(self) -> None:
+        """Wake all who wait for news."""
+        if self._awaited is not None:
+            self._awaited.set()
+            self._awaited = None
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -70,7 +81,7 @@ class Flight:
         try:
             return await work(self._written)
         finally:
-            self._written.news.set()
+            self._written.wake()
 
     def _ended(self, task: asyncio.Task[Outcome], on_end: Callable[[Flight], None]) -> None:
         if not task.cancelled():
@@ -112,16 +123,13 @@ class Flight:
         try:
             written, position = self._written, 0
             while True:
-                news = written.news
                 while position < len(written):
                     position += 1
                     written.shown = max(written.shown, position)
                     yield written.chunks[position - 1]
-                if news is not written.news:
-                    continue
                 if self._task.done():
                     break
-                waiter = asyncio.ensure_future(news.wait())
+                waiter = asyncio.ensure_future(written.news().wait())
                 try:
                     await asyncio.wait((waiter, self._task), return_when=asyncio.FIRST_COMPLETED)
                 finally:
