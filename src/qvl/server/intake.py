@@ -39,6 +39,7 @@ class CycleBody:
         self._cycle = weakref.proxy(cycle)
 
     def whole(self) -> bytes | None:
+        """Return the body if all of it has come; None, taking nothing, if it has not."""
         cycle = self._cycle
         if cycle.more_body or cycle.disconnected:
             return None
@@ -47,10 +48,7 @@ class CycleBody:
         return body
 
     async def read(self, length: int, came: Callable[[int], None]) -> bytes:
-        """Raises:
-        ClientGoneError: the client went away before the end.
-        QvlError: what `came` raised.
-        """
+        """Return the body as it comes; see `Intake.read_body`."""
         return await self._intake.read_body(self._cycle, length, came)
 
 

@@ -137,14 +137,14 @@ class Admission:
         one = self.service_seconds if self.service_seconds is not None else 1.0
         return min(max(one * (self.waiting + 1) / self.max_running, 0.1), MAX_RETRY_AFTER)
 
-    def enter(self, job: Job) -> Slot:
+    def enter(self, job: Job) -> BackendSlot:
         """Return a context in which `job` holds a slot at the backend; entering it waits in the queue.
 
         Raises:
             HttpError: (when it is entered) 413, the pictures would take too much memory.
             RateLimitError: (when it is entered) the queue is full.
         """
-        return Slot(self, job)
+        return BackendSlot(self, job)
 
     async def take(self, job: Job) -> tuple[int, str | None]:
         """Take a slot for `job`; return the bytes that its pixels will take, and the ticket of a shared slot."""
@@ -234,7 +234,7 @@ class Admission:
         raise RateLimitError(message, hint="try again later", code="engine_overloaded", retry_after=self.retry_after())
 
 
-class Slot:
+class BackendSlot:
     """The slot of one job at the backend, held for the duration of the context."""
 
     __slots__ = ("_admission", "_job", "_size", "_started", "_ticket")

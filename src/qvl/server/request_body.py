@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class BodyReader(Protocol):
-    """What a server can do for the body of a request beside ASGI's `receive`."""
+    """Reads the body of a request past ASGI's `receive`."""
 
     def whole(self) -> bytes | None:
         """Return the body if all of it has come; None, taking nothing, if it has not."""
