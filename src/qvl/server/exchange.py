@@ -278,6 +278,8 @@ class Exchange:
         return max(0.0, allowed - (time.perf_counter() - self.started))
 
     def _begin_watching(self, limit: asyncio.Timeout, deadline: float) -> None:
+        if limit.expired():
+            return
         limit.reschedule(deadline)
         self._watcher = asyncio.get_running_loop().create_task(self._watch(limit))
 
