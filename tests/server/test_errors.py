@@ -33,6 +33,7 @@ def test_wrong_addresses_and_methods(server: Running) -> None:
     answer = server.get(CHAT)
     assert well_formed(answer, 405)["code"] == "method_not_allowed"
     assert answer.headers["allow"] == "POST"
+    assert server.post("/v1/models", {}).headers["allow"] == "GET, HEAD"
     with server.client() as client:
         for method in ("PUT", "DELETE", "PATCH", "OPTIONS"):
             well_formed(client.request(method, CHAT), 405)

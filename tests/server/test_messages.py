@@ -295,6 +295,9 @@ def test_errors_are_anthropics(serve) -> None:
         client_of(server, "wrong").messages.create(**asked("x"))
     assert caught.value.body["error"]["type"] == "authentication_error"
     assert caught.value.request_id == caught.value.body["request_id"]
+    with pytest.raises(anthropic.AuthenticationError) as caught:
+        client_of(server, "wrong").models.list()
+    assert caught.value.body["error"]["type"] == "authentication_error"
     with pytest.raises(anthropic.NotFoundError) as caught:
         client.messages.create(**asked("x") | {"model": "other"})
     assert caught.value.body["error"]["type"] == "not_found_error"

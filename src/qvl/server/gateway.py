@@ -73,8 +73,8 @@ class Gateway:
         operation = None
         if methods is not None:
             exchange.errors = next(iter(methods.values())).errors
-        elif exchange.path.startswith("/v1/messages/"):
-            # Anthropic's clients read errors of their own form alone, even of what there is not.
+        # Anthropic's clients read errors of their own form alone, even of what there is not.
+        if exchange.path.startswith("/v1/m") and _is_anthropics(exchange):
             exchange.errors = MESSAGE_ERRORS
         _refuse_doubled(exchange.scope["headers"])
         if methods is not None:
@@ -88,7 +88,7 @@ class Gateway:
         if methods is None:
             await self._pass_on(exchange)
         elif operation is None:
-            allowed = ", ".join(sorted(methods))
+            allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else ())}))
             raise HttpError(
                 405,
                 f"{exchange.method[:20]} is not allowed at this path",
@@ -142,6 +142,13 @@ class Gateway:
             seconds=round(seconds, 4),
             **exchange.fields,
         )
+
+
+def _is_anthropics(exchange: Exchange) -> bool:
+    path = exchange.path
+    return path.startswith("/v1/messages/") or (
+        path.startswith("/v1/models") and b"anthropic-version" in exchange.headers
+    )
 
 
 def _refuse_doubled(headers: list[tuple[bytes, bytes]]) -> None:

@@ -197,6 +197,8 @@ class TestErrorBodies:
     async def test_the_field_at_fault_is_named(self, endpoint: ScriptedEndpoint) -> None:
         detail = [{"loc": ["body", "top_k"], "msg": "Extra inputs are not permitted"}]
         assert (await error_after(endpoint, Status(422, {"detail": detail}))).param == "top_k"
+        long = {"error": {"message": "x", "code": "context_length_exceeded", "param": "messages"}}
+        assert (await error_after(endpoint, Status(400, long))).param == "messages"
 
     async def test_a_long_text_is_shortened(self, endpoint: ScriptedEndpoint) -> None:
         error = await error_after(endpoint, Status(501, "word " * 10_000))

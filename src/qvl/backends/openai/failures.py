@@ -255,7 +255,7 @@ def _refused(status: int, details: ErrorBody, text: str) -> Failed:
     error: RequestError
     code = details.code or ""
     if code == ContextLengthError.default_code or _CONTEXT.search(details.message):
-        error = ContextLengthError(text)
+        error = ContextLengthError(text, param=details.param)
     elif code.startswith(("image_", "invalid_image")) or _PICTURE.search(details.message):
         error = MediaError(text, param=details.param, code=details.code)
     elif code in ("unsupported_parameter", "unsupported_value") or _UNSUPPORTED.search(

@@ -117,18 +117,10 @@ async def models(exchange: Exchange) -> None:
     `before_id`.
     """
     core = exchange.core
-    if _speaks_anthropics(exchange):
+    if exchange.errors is MESSAGE_ERRORS:
         await exchange.respond_json(_anthropic_page(core, query_of(exchange, "limit", "after_id", "before_id", "beta")))
     else:
         await exchange.respond_json(ModelList(object="list", data=[_model(core, name) for name in core.names]))
-
-
-def _speaks_anthropics(exchange: Exchange) -> bool:
-    """Return whether the client is one of Anthropic's API, and have it read errors in that form."""
-    if b"anthropic-version" not in exchange.headers:
-        return False
-    exchange.errors = MESSAGE_ERRORS
-    return True
 
 
 def _anthropic_page(core: ServerCore, query: dict[str, str]) -> AnthropicModelList:
@@ -159,7 +151,7 @@ def _anthropic_page(core: ServerCore, query: dict[str, str]) -> AnthropicModelLi
 async def model(exchange: Exchange) -> None:
     """Answer with one model by name; names may have slashes."""
     core = exchange.core
-    form = _anthropic_model if _speaks_anthropics(exchange) else _model
+    form = _anthropic_model if exchange.errors is MESSAGE_ERRORS else _model
     name = unquote(exchange.path.removeprefix("/v1/models/"))
     if not name:
         raise RequestError("the model's name is missing", param="model")
