@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 from qvl.backends.openai.call_assembler import CallAssembler
@@ -194,7 +195,7 @@ class AnswerReader:
         self._where = where
         self._opened = opened
         self._choices: dict[int, ChoiceReader] = {}
-        self._last: Chunk | None = None
+        self._last: partial[Chunk] | None = None
         self._prompt: PromptFacts | None = None
         self._notes: tuple[str, ...] = ()
         self.usage = Usage()
@@ -207,17 +208,18 @@ class AnswerReader:
 
     def read(self, payload: bytes) -> list[Chunk]:
         """Return the chunks of one event. `[DONE]` sets `done`, and finishes choices without a finish reason."""
+        chunks: list[Chunk] = []
         if payload.strip() == b"[DONE]":
             self.done = True
-            return self._after_finish(
-                [chunk for index, state in self._choices.items() for chunk in self._done(index, state)]
-            )
+            for index, state in self._choices.items():
+                if not state.finished:
+                    self._finish_unsaid(index, state, chunks)
+            return chunks
         event = self._parse(payload)
         if event.get("error") or event.get("object") == "error":
             raise from_event(event.get("error") or event, self._where)
         if "choices" not in event and ("detail" in event or "message" in event):
             raise from_event(event, self._where)
-        chunks: list[Chunk] = []
         try:
             if usage := event.get("usage"):
                 self.usage = read_usage(usage)
@@ -227,29 +229,28 @@ class AnswerReader:
                 scores = tuple(map(_prompt_token, event.get("prompt_logprobs") or ()))
                 self._prompt = PromptFacts(tuple(event.get("prompt_token_ids") or ()), logprobs=scores)
             for choice in event.get("choices") or ():
-                if (chunk := self._choice(choice)) is not None:
-                    chunks.append(chunk)
+                if (said := self._choice(choice)) is not None:
+                    self._deliver(said, chunks)
         except (TypeError, ValueError, KeyError, AttributeError) as exc:
             raise broken(f"invalid event: {readable(payload)}", self._where) from exc
-        return self._after_finish(chunks)
-
-    def _after_finish(self, chunks: list[Chunk]) -> list[Chunk]:
-        if not chunks:
-            return chunks
-        if self._last is not None:
-            chunks.insert(0, self._last)
-            self._last = None
-        if chunks[-1].finish_reason is not None:
-            self._last = chunks.pop()
         return chunks
 
-    def _done(self, index: int, state: ChoiceReader) -> list[Chunk]:
-        """Return the end of a choice without a finish reason; empty if it has no answer, or an incomplete call."""
-        if state.finished:
-            return []
-        chunk = self._choice({"index": index, "finish_reason": "stop"})
+    def _deliver(self, said: Chunk | partial[Chunk], chunks: list[Chunk]) -> None:
+        """Add to `chunks` what was withheld, and then `said`; the end of a choice is withheld."""
+        if self._last is not None:
+            chunks.append(self._last())
+            self._last = None
+        if isinstance(said, Chunk):
+            chunks.append(said)
+        else:
+            self._last = said
+
+    def _finish_unsaid(self, index: int, state: ChoiceReader, chunks: list[Chunk]) -> None:
+        """End a choice without a finish reason; not one that has no answer, or an incomplete call."""
+        said = self._choice({"index": index, "finish_reason": "stop"})
         state.finished = state.answered and state.calls.whole
-        return [chunk] if state.finished and chunk is not None else []
+        if state.finished and said is not None:
+            self._deliver(said, chunks)
 
     def end(self, timing: Timing | None = None) -> Chunk:
         """Return the last chunk, with finish_reason, usage and `timing`."""
@@ -260,21 +261,7 @@ class AnswerReader:
             if finished and self._last is not None:
                 raise broken(f"expected n={self._n} answers, got {finished}", self._where)
             raise cut_off("the stream broke off before the answer was complete", self._where)
-        last = self._last
-        return Chunk(
-            text=last.text,
-            index=last.index,
-            reasoning=last.reasoning,
-            tool_calls=last.tool_calls,
-            logprobs=last.logprobs,
-            finish_reason=last.finish_reason,
-            usage=self.usage,
-            timing=timing,
-            token_ids=last.token_ids,
-            prompt=last.prompt,
-            stop_string=last.stop_string,
-            notes=self._notes,
-        )
+        return self._last(usage=self.usage, timing=timing, notes=self._notes)
 
     def _parse(self, payload: bytes) -> WireEvent:
         event: WireEvent
@@ -291,23 +278,25 @@ class AnswerReader:
             raise broken(f"invalid event, not an object: {readable(payload)}", self._where)
         return event
 
-    def _choice(self, choice: WireChoice) -> Chunk | None:
-        """Return the chunk of one choice of an event; None if it says nothing."""
+    def _choice(self, choice: WireChoice) -> Chunk | partial[Chunk] | None:
+        """Return the chunk of one choice of an event; None if it says nothing. The last one is yet to be made."""
         index = int(choice.get("index") or 0)
         state = self._choices.get(index)
         if state is None:
             state = self._choices[index] = ChoiceReader(ThinkSplitter(opened=self._opened))
         # Some end with the whole message once more.
         delta: WireMessage = choice.get("delta") or ({} if state.answered else choice.get("message")) or {}
-        text, reasoning = self._words(delta, state)
+        text, reasoning = self._words(delta, state) if delta else ("", "")
         calls = _calls(delta, state) if "tool_calls" in delta or "function_call" in delta else ()
         reason = choice.get("finish_reason")
         finish = None if reason is None else self._finish(reason, state)
         if finish is not None:
             rest, rest_reasoning = state.think.flush(cut_off=finish == "length")
-            text += rest + state.rest("text")
-            reasoning += rest_reasoning + state.rest("reasoning")
-            if state.calls:
+            text += rest
+            reasoning += rest_reasoning
+            if state.joiners:
+                text += state.rest("text")
+                reasoning += state.rest("reasoning")
                 calls += tuple(
                     ToolCallDelta(index=at, arguments=rest)
                     for at in range(len(state.calls))
@@ -322,16 +311,13 @@ class AnswerReader:
         if not (text or reasoning or calls or logprobs or finish or ids):
             return None
         prompt, self._prompt = self._prompt, None
-        return Chunk(
-            text=text,
-            index=index,
-            reasoning=reasoning,
-            tool_calls=calls,
-            logprobs=logprobs,
-            finish_reason=finish,
-            stop_string=stop if finish == "stop" and isinstance(stop := choice.get("stop_reason"), str) else None,
-            token_ids=ids,
-            prompt=prompt,
+        if finish is None:
+            return Chunk(text, index, reasoning, calls, logprobs, token_ids=ids, prompt=prompt)
+        stop = choice.get("stop_reason") if finish == "stop" else None
+        if not isinstance(stop, str):
+            stop = None
+        return partial(
+            Chunk, text, index, reasoning, calls, logprobs, finish, token_ids=ids, prompt=prompt, stop_string=stop
         )
 
     @staticmethod
@@ -341,7 +327,9 @@ class AnswerReader:
         if own and (own := state.joined("reasoning", own)):
             state.think.reasoned_elsewhere()
         content, refused = delta.get("content"), ""
-        if not isinstance(content, str):
+        if content is None:
+            content = ""
+        elif not isinstance(content, str):
             content, refused = _content(content)
         text = reasoning = ""
         if content or own:
@@ -395,10 +383,8 @@ def _notes(told: object) -> tuple[str, ...]:
     return tuple(note[:_NOTE] for note in told if isinstance(note, str)) if isinstance(told, list) else ()
 
 
-def _content(content: list[WirePart] | None) -> tuple[str, str]:
+def _content(content: list[WirePart]) -> tuple[str, str]:
     """Return (text, refusal); some gateways stream content as parts."""
-    if content is None:
-        return "", ""
     return "".join(part.get("text") or "" for part in content), "".join(part.get("refusal") or "" for part in content)
 
 
