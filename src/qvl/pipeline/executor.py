@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 Admission: TypeAlias = Callable[[Job], AbstractAsyncContextManager[None]]
+_NO_TIMING: Final = Timing()
 log = logger("qvl.pipeline")
 
 
@@ -327,10 +328,11 @@ class Executor:
         """Return the Result with this caller's own request id, cache state and timing; run hooks and log it."""
         now = time.perf_counter()
         total = now - job.started - job.waited_in(self._loading, now)
-        answer, stages = outcome.result, job.stages
-        timing = answer.timing if state in ("miss", "bypass") else Timing()
-        result = dataclasses.replace(
-            answer,
+        answer, request, stages = outcome.result, job.request, job.stages
+        timing = answer.timing if state in ("miss", "bypass") else _NO_TIMING
+        result = Result(
+            choices=answer.choices,
+            usage=answer.usage,
             timing=Timing(
                 media=stages.media + stages.decoding,
                 decoding=stages.decoding,
@@ -341,16 +343,20 @@ class Executor:
                 total=total,
             ),
             cache=state,
-            request_id=job.request.request_id,
+            request_id=request.request_id,
+            model=answer.model,
+            backend=answer.backend,
+            created_at=answer.created_at,
             key=job.key,
-            pictures=job.request.pictures,
-            videos=job.request.videos,
             # Not of the answer that is kept: another request may have these very frames from a file of another name.
-            notes=(*self._notes_on(job.request), *answer.notes),
+            notes=self._notes_on(request) + answer.notes if request.videos else answer.notes,
+            pictures=request.pictures,
+            prompt=answer.prompt,
+            videos=request.videos,
         )
         for hook in self.plugins.hook.response_done.get_hookimpls():
             try:
-                hook.function(*[{"request": job.request, "result": result}[name] for name in hook.argnames])
+                hook.function(*[{"request": request, "result": result}[name] for name in hook.argnames])
             except Exception as exc:  # noqa: BLE001 - an outsider's hook must not cost the user the answer
                 log.warning("plugin failed after the response", plugin=hook.plugin_name, error=str(exc))
         log.info(
@@ -366,8 +372,6 @@ class Executor:
 
     def _notes_on(self, request: ChatRequest) -> tuple[str, ...]:
         """Return what the result says of the request's videos."""
-        if not request.videos:
-            return ()
         have = self._known_capabilities()
         why = None if have is None else have.why_pictures(request)
         me = f"{self.backend.name}:{self.backend.model}"
@@ -416,7 +420,8 @@ class Executor:
 
     async def _generate(self, job: Job, emit: Written) -> Outcome:
         """Stream the backend's chunks into `emit`, and return the complete outcome."""
-        job.stages.loading += await self.open()
+        if not self._opened:
+            job.stages.loading += await self.open()
         began, before = time.perf_counter(), len(emit)
 
         def on_chunk(chunk: Chunk) -> None:
@@ -424,9 +429,8 @@ class Executor:
             if self.on_chunk is not None:
                 self.on_chunk(job, chunk)
 
-        request, salt = job.request, job.salt
-        videos = request.videos
-        request = self.backend.capabilities.taken(request)
+        salt, videos = job.salt, job.request.videos
+        request = self.backend.capabilities.taken(job.request)
         if salt != request.cache_salt:
             request = request.replace(cache_salt=salt)
         folder = await self.backend.fold(request, on_chunk=on_chunk, take_back=partial(emit.take_back, before))
@@ -436,7 +440,7 @@ class Executor:
         return Outcome(
             Result(
                 choices=folder.choices(),
-                usage=_with_frames(folder.usage, sum(len(video.frames) for video in videos)),
+                usage=_with_frames(folder.usage, sum([len(video.frames) for video in videos])),
                 timing=timing,
                 notes=folder.notes,
                 model=request.adapter or self.backend.model,

@@ -69,8 +69,7 @@ def refuse_large(body: Pieces, most: int | None, request: ChatRequest, where: st
     Raises:
         Failed: it has more, which the endpoint at `where` would refuse once it is sent.
     """
-    size = sum(map(len, body))
-    if most is None or size <= most:
+    if most is None or (size := sum(map(len, body))) <= most:
         return
     shown = f" with its {len(request.pictures)} pictures" if request.pictures else ""
     what = f"{where} takes at most {most / MIB:.2f} MiB in a request, and this one{shown} has {size / MIB:.2f}"

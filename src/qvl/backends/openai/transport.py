@@ -104,7 +104,7 @@ class StraightTransport(Transport):
         self._busy: set[Connection] = set()
 
     async def chat(self, body: Pieces, request_id: str, deadline: float, *, repeatable: bool) -> Reply:
-        own = "".join(f"{name}: {value}\r\n" for name, value in _own_headers(request_id).items())
+        own = "".join([f"{name}: {value}\r\n" for name, value in _own_headers(request_id).items()])
         head = b"%s%sContent-Length: %d\r\n\r\n" % (self._chat, own.encode(), sum(map(len, body)))
         return await self._send((head, *body), deadline, repeatable=repeatable)
 

@@ -233,7 +233,7 @@ def encoded(body: Mapping[str, object]) -> bytes:
 def _message(message: Message, dialect: Dialect, max_pixels: int | None) -> WireMessage:
     """Return the message; with its reasoning for endpoints that know vLLM's fields, others refuse what they do not."""
     content: str | list[WirePart] | None = None
-    if message.pictures:
+    if any(not isinstance(part, TextPart) for part in message.parts):
         content = map_parts(
             message.parts,
             lambda part: {"type": "text", "text": part.text},
