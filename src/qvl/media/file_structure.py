@@ -6,6 +6,7 @@ cameras and programs stay far below these numbers. Counting itself ends at the b
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import time
@@ -142,6 +143,7 @@ def jpeg_frame(data: bytes) -> tuple[bool, float]:
     return True, 4
 
 
+@functools.lru_cache(maxsize=64)
 def planes_of(factors: bytes) -> float:
     """Return the coefficients per pixel of a JPEG with these sampling factors of its components."""
     area = widest = highest = 0

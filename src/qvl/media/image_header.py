@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import importlib
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from qvl.errors import MediaError
 from qvl.media import avif_structure, file_structure
@@ -38,8 +37,7 @@ _LARGE_PIXELS: Final = 2**25
 _BLOCK: Final = 16 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The header of an encoded picture. `width` and `height` are the canonical ones.
 
     `original`: (width, height) of the source, upright.

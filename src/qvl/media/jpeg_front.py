@@ -12,6 +12,7 @@ _FRAMES: Final = (0xC0, 0xC2)
 # Of its header: the length with three components, and the bits of each.
 _COLOUR: Final = b"\x00\x11\x08"
 _COMPONENTS: Final = 3
+_ALL: Final = bytes([_COMPONENTS])
 _APP1: Final = 0xE1
 _COMMENT: Final = 0xFE
 # What tells nothing of size or orientation.
@@ -57,7 +58,7 @@ def jpeg_front(data: bytes) -> JpegFront | None:
         elif marker == _SCAN:
             break
         elif marker in _FRAMES:
-            if frame or data[at + 2 : at + 5] != _COLOUR or data[at + 9 : at + 10] != bytes([_COMPONENTS]):
+            if frame or data[at + 2 : at + 5] != _COLOUR or data[at + 9 : at + 10] != _ALL:
                 return None
             frame = at
             cuts.append((at + 5, at + 9, _ONE_PIXEL))
@@ -75,6 +76,6 @@ def jpeg_front(data: bytes) -> JpegFront | None:
     if not frame:
         return None
     height, width = data[frame + 5] << 8 | data[frame + 6], data[frame + 7] << 8 | data[frame + 8]
-    several = data[frame + 1] != _FRAMES[0] or data[at + 4 : at + 5] != bytes([_COMPONENTS])
+    several = data[frame + 1] != _FRAMES[0] or data[at + 4 : at + 5] != _ALL
     planes = file_structure.planes_of(data[frame + 11 : frame + 11 + 3 * _COMPONENTS : 3])
     return JpegFront(width, height, exif, (several, planes), tuple(cuts), end)

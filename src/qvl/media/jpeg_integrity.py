@@ -29,7 +29,7 @@ _MAX_PARTS: Final = 1_000
 # Most of them within segments; looking at so many takes a millisecond.
 _MAX_MARKERS: Final = 10_000
 # Fits the CPU cache, and bounds the memory for a file of nothing but markers.
-_PIECE: Final = 2**17
+_PIECE: Final = 2**18
 # Has the end of a whole file.
 _TAIL: Final = 2**12
 

@@ -332,10 +332,10 @@ class LazyPixels:
 
     def encoded(self) -> bytes:
         """Return the canonical picture as bytes: the source's, once verified, or a PNG."""
-        from qvl.media import pixels
-
         with self._lock:
             if self._encoded is None or self._check is None:
+                from qvl.media import pixels
+
                 return pixels.encode_png(self._take())
             self.verify(keep=False)
             self._rgb = None

@@ -193,7 +193,7 @@ def _label(head: str) -> tuple[str, list[str], str]:
     if len(meta) > MAX_LABEL:
         problem = f"a data: URL has {len(meta)} characters before its comma, more than {MAX_LABEL}"
         raise MediaError(problem, hint="data:image/png;base64,...")
-    kind, *options = (piece.strip().lower() for piece in meta.split(";"))
+    kind, *options = [piece.strip() for piece in meta.lower().split(";")]
     return kind, options, f"data:{short(kind)[:60]}"
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar, cast
 
 from qvl.errors import MediaError, RequestError
@@ -145,7 +144,7 @@ def named_apart(unread: UnreadPicture) -> UnreadPicture:
     source, pages = apart(unread.source)
     if pages is None:
         return unread
-    return dataclasses.replace(unread, source=cast("PictureSource", source), pages=pages)
+    return unread.with_source(cast("PictureSource", source), pages)
 
 
 def _kind(unread: UnreadPicture, *, files: bool) -> Kind:
@@ -285,14 +284,20 @@ def _with_pictures(request: ChatRequest, before: Sequence[Picture], after: Seque
     )
 
 
-@contextlib.contextmanager
-def naming(number: int) -> Iterator[None]:
-    """Add the picture's number to any QvlError raised in the context."""
-    try:
-        yield
-    except MediaError as exc:
-        exc.picture = number
-        raise
+class naming:  # noqa: N801 - a context manager, which costs less as a class than as a generator
+    """Adds the picture's number to any MediaError raised in the context."""
+
+    __slots__ = ("_number",)
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MediaError):
+            error.picture = self._number
 
 
 async def _numbered(number: int, work: Coroutine[object, object, T]) -> T:

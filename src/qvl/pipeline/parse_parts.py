@@ -48,8 +48,8 @@ _LABELS: Final = frozenset(
 _THOUGHTS: Final = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "reasoning_content")
 _SOURCES: Final = ("image", "image_url", "base64", "data", "url", "source")
 _MEDIA_TYPES: Final = ("mime_type", "mimeType", "mediaType", "media_type")
-_INNER: Final = (*_SOURCES, "file_data")
-_ALL_SOURCES: Final = (*_SOURCES, "video_url", "video", "file", "file_data", "file_url")
+_INNER: Final = frozenset({*_SOURCES, "file_data"})
+_ALL_SOURCES: Final = frozenset({*_SOURCES, "video_url", "video", "file", "file_data", "file_url"})
 _VIDEO_SOURCES: Final = ("video_url", "video", "url", "base64", "data")
 _FILE_SOURCES: Final = ("file_data", "file_url", "source", "url", "base64", "data")
 _FILE_NAMES: Final = ("filename", "name", "title")
@@ -70,6 +70,10 @@ class UnreadPicture:
     video: bool = False
     pages: PageChoice | None = None
     document: bool = False
+
+    def with_source(self, source: PictureSource, pages: PageChoice | None) -> UnreadPicture:
+        """Return the same part with this source and these pages."""
+        return UnreadPicture(source, self.limits, self.sampling, self.video, pages, self.document)
 
     def over(self, other: UnreadPicture) -> UnreadPicture:
         """Return a copy with the limits, frames and pages of `other` where it has none of its own."""
@@ -168,12 +172,13 @@ def picture_texts(items: Iterable[JsonMapping], *fields: str) -> Iterator[str]:
     """Yield the texts of each item's `fields` (lists of parts) that `read_part` may take for a picture's source."""
     for parts in (item.get(field) for item in items for field in fields):
         for part in filter(is_picture, parts) if isinstance(parts, list) else ():
-            for name in _ALL_SOURCES:
-                value = part.get(name)
+            for name, value in part.items():
+                if name not in _ALL_SOURCES:
+                    continue
                 if isinstance(value, str):
                     yield value
                 elif isinstance(value, dict):
-                    yield from [text for key in _INNER if isinstance(text := value.get(key), str)]
+                    yield from [text for key, text in value.items() if key in _INNER and isinstance(text, str)]
 
 
 def picture_field(part: JsonMapping) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from qvl.media import base64_codec, sources
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from qvl.media.picture import PictureSource
 
 T = TypeVar("T")
+# Characters of a mark, and of its number at the end.
+_MARK: Final = 28
+_NUMBER: Final = 4
 LONG: Final = 16 * 1024
 # Texts that are looked at: a body of more has long been read before they are all found.
 MOST_TEXTS: Final = 2_000
@@ -37,7 +40,7 @@ class Lifted:
 
     def are_all_in(self, texts: Iterable[str]) -> bool:
         """True if every mark ends one of `texts`; none is anywhere else then, since each stands once in the body."""
-        ends = {text[-len(self.mark(0)) :] for text in texts}
+        ends = {text[-_MARK:] for text in texts}
         return all(self.mark(number) in ends for number in range(len(self.found)))
 
     def put_back(self, picture: UnreadPicture) -> UnreadPicture:
@@ -45,12 +48,12 @@ class Lifted:
         if (number := self._marked(picture.source)) is None:
             return picture
         text, data = self.found[number]
-        head = cast("str", picture.source)[: -len(self.mark(0))]
+        head = cast("str", picture.source)[:-_MARK]
         if head.endswith(",") and sources.is_base64(head[:-1]):
             own: object = Base64Picture(head[:-1], text, data)
         else:
             own = head + bytes(text).decode("ascii")
-        return replace(picture, source=cast("PictureSource", own))
+        return picture.with_source(cast("PictureSource", own), picture.pages)
 
     def written_out(self, value: T) -> T:
         """Return a JSON value with the base64 itself in its texts, as it was sent."""
@@ -60,13 +63,12 @@ class Lifted:
         elif isinstance(value, list):
             whole = [self.written_out(item) for item in value]
         elif isinstance(value, str) and (number := self._marked(value)) is not None:
-            whole = value[: -len(self.mark(0))] + bytes(self.found[number][0]).decode("ascii")
+            whole = value[:-_MARK] + bytes(self.found[number][0]).decode("ascii")
         return cast("T", whole)
 
     def _marked(self, text: object) -> int | None:
         """Return the number of the mark at the end of `text`; None if there is none."""
-        length = len(self.mark(0))
-        return int(text[-4:]) if isinstance(text, str) and text[-length:-4] == self.key else None
+        return int(text[-_NUMBER:]) if isinstance(text, str) and text[-_MARK:-_NUMBER] == self.key else None
 
 
 def lift(body: bytes, max_bytes: int) -> Lifted | None:
