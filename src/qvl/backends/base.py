@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -287,10 +286,13 @@ class Backend(ABC):
 
     async def _read(self, request: ChatRequest, on_chunk: Callable[[Chunk], None]) -> Folder:
         folder = Folder(want_logprobs=request.sampling.wants_logprobs, split_thought=self.splits_thought)
-        async with aclosing(self.stream(request)) as chunks:
+        chunks = self.stream(request)
+        try:
             async for chunk in chunks:
                 folder.add(chunk)
                 on_chunk(chunk)
+        finally:
+            await chunks.aclose()
         return folder
 
     def refuse_unsupported(self, request: ChatRequest) -> None:

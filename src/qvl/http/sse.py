@@ -75,7 +75,7 @@ class EventReader:
             head = head[3:].lstrip()
         if not head:
             return False
-        self._buffer = bytearray(head)
+        self._buffer = head
         self._started = True
         self._plain = head[:1] == b"{"
         return True

@@ -409,11 +409,14 @@ class Executor:
         """Return the job with its pictures decoded as the backend needs them; the time counts as decoding."""
         if not job.request.pictures:
             return job
-        if job.request.videos and self._known_capabilities() is None:
-            # An endpoint that takes files is sent nothing that was decoded.
-            job.stages.loading += await self.open()
-        began, have = time.perf_counter(), self._known_capabilities()
-        as_files = have is not None and have.form_of(job.request) == FILES
+        as_files = False
+        if job.request.videos:
+            if (have := self._known_capabilities()) is None:
+                # An endpoint that takes files is sent nothing that was decoded.
+                job.stages.loading += await self.open()
+                have = self.backend.capabilities
+            as_files = have.form_of(job.request) == FILES
+        began = time.perf_counter()
         request = await decode_pictures(job.request, pixels=self.backend.wants_pixels, videos=not as_files)
         job.stages.decoding += time.perf_counter() - began
         return job if request is job.request else dataclasses.replace(job, request=request)

@@ -34,6 +34,7 @@ from qvl.types import Chunk, FinishReason, PromptFacts, Timing, TokenLogprob, To
 
 _IMAGE_TOKENS: Final = ("image_tokens", "vision_tokens", "multimodal_tokens")
 _NOTE: Final = 2000
+_NO_USAGE: Final = Usage()
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _WHITE: Final = " \t\n\r"
 _decode: Final = json.JSONDecoder().raw_decode
@@ -198,7 +199,7 @@ class AnswerReader:
         self._last: partial[Chunk] | None = None
         self._prompt: PromptFacts | None = None
         self._notes: tuple[str, ...] = ()
-        self.usage = Usage()
+        self.usage = _NO_USAGE
         self.done = False
 
     @property

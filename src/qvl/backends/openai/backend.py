@@ -258,7 +258,7 @@ class OpenAIBackend(Backend):
         affine = bool(request.pictures) and self._pool.policy == "affinity"
         if affine or self._quarantine.watches():
             await hash_pictures(request.pictures)
-        self._quarantine.refuse(request)
+            self._quarantine.refuse(request)
         return Course(
             request,
             times=times,
