@@ -54,23 +54,18 @@ class DigestCache:
 
     def encoded(self, data: bytes) -> Encoded:
         """Return `data` with its hash; the earlier object if equal bytes are still in the cache."""
-        known = self.known(data)
-        if known is not None:
-            return known
-        made = Encoded(data)
-        if len(data) <= self._max_bytes // 2:
-            self._hold(_sample(data), made)
-        return made
-
-    def known(self, data: bytes) -> Encoded | None:
-        """Return the earlier object of equal bytes, if it is still in the cache."""
         # A few bytes find the candidate, all of them decide.
         sample = _sample(data)
         with self._lock:
             known = self._entries.get(sample)
             if known is not None:
                 self._entries.move_to_end(sample)
-        return known if known is not None and known.data == data else None
+        if known is not None and known.data == data:
+            return known
+        made = Encoded(data)
+        if len(data) <= self._max_bytes // 2:
+            self._hold(sample, made)
+        return made
 
     def clear(self) -> None:
         """Remove all entries."""

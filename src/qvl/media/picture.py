@@ -214,17 +214,14 @@ def _deferred(
     picture = object.__new__(Picture)
     if sha256 is not None:
         object.__setattr__(picture, "sha256", sha256)
-    for name, value in (
-        ("width", size[0]),
-        ("height", size[1]),
-        ("media_type", media_type),
-        ("source", source),
-        ("untouched", untouched),
-        ("sized", sized),
-        ("_original", original),
-        ("_pixels", lazy),
-    ):
-        object.__setattr__(picture, name, value)
+    object.__setattr__(picture, "width", size[0])
+    object.__setattr__(picture, "height", size[1])
+    object.__setattr__(picture, "media_type", media_type)
+    object.__setattr__(picture, "source", source)
+    object.__setattr__(picture, "untouched", untouched)
+    object.__setattr__(picture, "sized", sized)
+    object.__setattr__(picture, "_original", original)
+    object.__setattr__(picture, "_pixels", lazy)
     return picture
 
 
