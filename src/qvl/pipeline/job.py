@@ -57,7 +57,7 @@ class Job:
     def waited_in(self, loading: tuple[float, float], now: float) -> float:
         """Return the seconds up to `now` that the job waited while another one loaded the model during `loading`."""
         stages = self.stages
-        if stages.loading:
+        if stages.loading or loading[1] <= self.started:
             return 0.0
         ready = self.started + stages.media + stages.decoding + stages.cache + stages.queue
         return max(0.0, min(now, loading[1]) - max(ready, loading[0]))
