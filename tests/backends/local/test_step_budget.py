@@ -244,7 +244,8 @@ def test_the_time_of_a_step_is_split_by_what_it_did(asynchronous: bool) -> None:
     stats = times.stats(simulation.scheduler)
     assert stats["step_seconds_total"] >= 3 * (2 * machine.decode(4) + 600 * machine.picture + 400 * machine.prompt)
     assert min(stats[f"step_{part}_seconds_total"] for part in ("decode", "prompt", "picture")) > 0
-    assert stats["step_seconds"] <= stats["step_seconds_total"] / 2
+    # Of the last one; how much longer it took than it slept, a busy machine decides.
+    assert machine.decode(4) <= stats["step_seconds"] < stats["step_seconds_total"]
 
 
 @pytest.mark.parametrize(
