@@ -74,15 +74,17 @@ def test_pictures_are_passed_on_as_they_came(front: Running, upstream: ScriptedE
     assert [part["image_url"]["url"] for part in parts[1:]] == urls
 
 
+@pytest.mark.parametrize("edge", [200, 600], ids=["through the parser", "past it"])
 @pytest.mark.parametrize("pause", [0.0, 2 * WATCH_SECONDS], ids=["at once", "while the client is watched"])
-def test_a_body_is_let_go_with_its_answer(front: Running, upstream: ScriptedEndpoint, pause: float) -> None:
+def test_a_body_is_let_go_with_its_answer(front: Running, upstream: ScriptedEndpoint, pause: float, edge: int) -> None:
     upstream.say(Echo(pause=pause))
+    url = f"data:image/jpeg;base64,{text_of(noise('JPEG', edge=edge))}"
     gc.collect()
     gc.disable()
     try:
         # The first of them opens the connection on which the others are sent.
         for _ in range(3):
-            sent(front, upstream, user(TEXT, image(f"data:image/jpeg;base64,{JPEG}")))
+            sent(front, upstream, user(TEXT, image(url)))
         until(lambda: not any(issubclass(type(one), Exchange) for one in gc.get_objects()))
     finally:
         gc.enable()

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 SCRATCH: Final = 64 * 1024
 # There is room for so many times what has come, so that who announces megabytes and sends none takes no memory.
 _ROOM: Final = 4
-# The same up to a MiB, so that most bodies are received where they stay.
-_EARLY_ROOM: Final = 16
-_EARLY: Final = 2**20
+
+
+def _drop(size: int) -> None:
+    """Do nothing about bytes that nobody reads."""
 
 
 class CycleBody:
@@ -64,7 +65,7 @@ class Intake(asyncio.BufferedProtocol):
         self._body = io.BytesIO()
         self._room = memoryview(b"")
         self._at = 0
-        self._came: Callable[[int], None] = lambda size: None
+        self._came: Callable[[int], None] = _drop
         self._whole: asyncio.Future[None] | None = None
 
     async def read_body(self, cycle: RequestResponseCycle, length: int, came: Callable[[int], None]) -> bytes:
@@ -95,11 +96,12 @@ class Intake(asyncio.BufferedProtocol):
             return self._body.getvalue()
         finally:
             self._whole, self._body, self._room = None, io.BytesIO(), memoryview(b"")
+            # It has the request, and with it the body, which would stay as long as the connection idles.
+            self._came = _drop
 
     def _make_room(self, had: bytes | bytearray | memoryview) -> None:
         at = len(had)
-        size = max(SCRATCH, _ROOM * at, min(_EARLY_ROOM * at, _EARLY))
-        self._body = io.BytesIO(bytes(min(at + self._missing, size)))
+        self._body = io.BytesIO(bytes(min(at + self._missing, max(SCRATCH, _ROOM * at))))
         self._room, self._at = self._body.getbuffer(), at
         self._room[:at] = had
 
