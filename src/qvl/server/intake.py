@@ -6,6 +6,7 @@ Through the parser every piece of a body is copied four times and wakes whoever 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import io
 import weakref
 from typing import TYPE_CHECKING, Final
@@ -21,12 +22,20 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 SCRATCH: Final = 64 * 1024
-# There is room for so many times what has come, so that who announces megabytes and sends none takes no memory.
-_ROOM: Final = 4
+# New bytes that are not cleared: what is not received takes no memory, and what is received is written once.
+_unset = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)(
+    ("PyBytes_FromStringAndSize", ctypes.pythonapi)
+)
 
 
 def _drop(size: int) -> None:
     """Do nothing about bytes that nobody reads."""
+
+
+def _missing(cycle: RequestResponseCycle) -> int:
+    """Return how many bytes of a body are still to come; 0 if its length is not known."""
+    announced = next((value for name, value in cycle.scope["headers"] if name == b"content-length"), b"")
+    return int(announced or len(cycle.body)) - len(cycle.body)
 
 
 class CycleBody:
@@ -85,9 +94,11 @@ class Intake(asyncio.BufferedProtocol):
         came(len(begun))
         if not cycle.more_body:
             return bytes(begun)
-        self._missing = length - len(begun)
+        self._missing, self._at = length - len(begun), len(begun)
         self._came, self._whole = came, asyncio.get_running_loop().create_future()
-        self._make_room(begun)
+        self._body = io.BytesIO(_unset(None, length))
+        self._room = self._body.getbuffer()
+        self._room[: self._at] = begun
         self._http.flow.resume_reading()
         try:
             await self._whole
@@ -99,12 +110,6 @@ class Intake(asyncio.BufferedProtocol):
             # It has the request, and with it the body, which would stay as long as the connection idles.
             self._came = _drop
 
-    def _make_room(self, had: bytes | bytearray | memoryview) -> None:
-        at = len(had)
-        self._body = io.BytesIO(bytes(min(at + self._missing, max(SCRATCH, _ROOM * at))))
-        self._room, self._at = self._body.getbuffer(), at
-        self._room[:at] = had
-
     def get_buffer(self, sizehint: int) -> memoryview:
         if not self._missing:
             return self._scratch
@@ -114,7 +119,11 @@ class Intake(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if not self._missing:
-            self._http.data_received(self._scratch[:nbytes])  # type: ignore[arg-type]  # it reads any buffer
+            http, before = self._http, self._http.cycle
+            http.data_received(self._scratch[:nbytes])  # type: ignore[arg-type]  # it reads any buffer
+            if http.cycle is not before and http.cycle.more_body and _missing(http.cycle) > SCRATCH:
+                # Its reader makes room for it first.
+                http.flow.pause_reading()
             return
         self._missing -= nbytes
         whole = self._whole
@@ -124,9 +133,6 @@ class Intake(asyncio.BufferedProtocol):
                 self._came(nbytes)
             except QvlError as exc:
                 whole.set_exception(exc)
-            else:
-                if self._missing and self._at == len(self._room):
-                    self._make_room(self._room)
         if not self._missing:
             self._end_body()
 
