@@ -7,7 +7,7 @@ upstream. Every picture of a run is new to the gateway (a server that keeps what
 again), except in the rows "known pictures". Needs `wrk`, and `npm` for Portkey. The others are installed from their
 registries into virtual environments of their own. Requests for each second of CPU time of the whole gateway, which
 other work on the machine disturbs less, stand beside requests by the clock; times are those added to the upstream's.
-Of several rounds the one with the least processor time a request counts.
+They are measured in turns; of several rounds the middle one counts.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import sys
 import tempfile
 import venv
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ CLIENTS = (1, 16, 64)
 # More than any of them keeps of what it saw.
 ROTATION = 24 * 2**20
 KNOWN = 4
+KNOWN_PICTURES = ", known pictures"
 CHAT = "/v1/chat/completions"
 MISSING = {
     "Bifrost": "its npm package has no binary: it downloads one when it is started",
@@ -234,7 +236,7 @@ def verdict(cells: list[Cell]) -> str:
     others = [name for name in dict.fromkeys(cell.gateway for cell in cells) if not name.startswith(("qvl", "nothing"))]
     lines = [f"qvl-serve (1 worker) / gateway, requests per CPU second at {most} clients:"]
     for size in dict.fromkeys(cell.size for cell in cells):
-        for kind in ("", ", known pictures"):
+        for kind in ("", KNOWN_PICTURES):
             own = by_name.get((f"qvl-serve, 1 worker{kind}", size))
             ratios = [
                 f"{name} {own.per_cpu_second / other.per_cpu_second:.1f} x"
@@ -249,7 +251,7 @@ def verdict(cells: list[Cell]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="two seconds each and 16 clients alone: under 5 minutes")
+    parser.add_argument("--quick", action="store_true", help="two seconds each and 16 clients alone: about 4 minutes")
     parser.add_argument("--rounds", type=int, default=1, help="measurements of each cell (default 1)")
     parser.add_argument("--only", nargs="*", help="gateways whose names contain one of these")
     parser.add_argument("--tools", type=Path, default=Path(tempfile.gettempdir()) / "qvl-bench-gateways")
@@ -269,30 +271,18 @@ def main() -> None:
 
 
 def compare(work: Path, arguments: argparse.Namespace, seconds: int, clients: tuple[int, ...]) -> list[Cell]:
-    """Run every gateway in turn."""
+    """Start every gateway, and measure them in turns: what else the machine does meanwhile disturbs all alike."""
     files = {}
     for number, (size, length) in enumerate(SIZES.items()):
-        files[size] = work / f"new-{number}.jsonl"
-        bodies(files[size], length, ROTATION // length + 1)
-        files[size, "known"] = work / f"known-{number}.jsonl"
-        bodies(files[size, "known"], length, KNOWN)
-    cells: list[Cell] = []
-
-    def rows(name: str, port: int, pid: int, headers: dict[str, str], known: bool = False) -> None:
-        for size in SIZES:
-            file = files[size, "known"] if known else files[size]
-            measure(port, pid, 4, 1, files[size, "known"], headers)
-            for count in clients:
-                rounds = [measure(port, pid, count, seconds, file, headers) for _ in range(arguments.rounds)]
-                figures = max(rounds, key=lambda one: one["per_cpu_second"])
-                figures["errors"] = sum(one["errors"] for one in rounds)
-                cells.append(Cell(name + ", known pictures" * known, size, count, **figures))
-                print(f"{name}, {size}, {count} clients: {figures['rate']:.0f}/s", file=sys.stderr, flush=True)
-
+        files[size, ""] = work / f"new-{number}.jsonl"
+        bodies(files[size, ""], length, ROTATION // length + 1)
+        files[size, KNOWN_PICTURES] = work / f"known-{number}.jsonl"
+        bodies(files[size, KNOWN_PICTURES], length, KNOWN)
     upstream = free_port()
     this = [sys.executable, str(Path(__file__).with_name("bench_server.py")), "--upstream", str(upstream)]
-    with running(this, upstream, "/v1/models", work / "upstream.log") as process:
-        rows("nothing", upstream, process.pid, {})
+    with ExitStack() as started:
+        process = started.enter_context(running(this, upstream, "/v1/models", work / "upstream.log"))
+        measured = [("nothing", "", upstream, process.pid, {})]
         for found in gateways(arguments.tools, upstream, work):
             if isinstance(found, str):
                 print(f"not measured: {found}", file=sys.stderr)
@@ -301,13 +291,34 @@ def compare(work: Path, arguments: argparse.Namespace, seconds: int, clients: tu
                 continue
             port = free_port()
             try:
-                with running(found.command(port), port, found.ready, work / "gateway.log") as process:
-                    rows(found.name, port, process.pid, found.headers)
-                    if found.name == "qvl-serve, 1 worker":
-                        rows(found.name, port, process.pid, found.headers, known=True)
+                process = started.enter_context(
+                    running(found.command(port), port, found.ready, work / f"{len(measured)}.log")
+                )
             except SystemExit as exc:
                 print(f"not measured: {found.name}: {exc}", file=sys.stderr)
+                continue
+            kinds = ("", KNOWN_PICTURES) if found.name == "qvl-serve, 1 worker" else ("",)
+            measured += [(found.name, kind, port, process.pid, found.headers) for kind in kinds]
+        cells = []
+        for size in SIZES:
+            for _, _kind, port, pid, headers in measured:
+                measure(port, pid, 4, 1, files[size, KNOWN_PICTURES], headers)
+            for count in clients:
+                rounds: dict[tuple[str, str], list[dict[str, float]]] = {}
+                for number in range(arguments.rounds):
+                    for name, kind, port, pid, headers in measured[:: -1 if number % 2 else 1]:
+                        figures = measure(port, pid, count, seconds, files[size, kind], headers)
+                        rounds.setdefault((name, kind), []).append(figures)
+                for name, kind, *_ in measured:
+                    cells.append(middle(name + kind, size, count, rounds[name, kind]))
+                    print(f"{name}{kind}, {size}, {count} clients: {cells[-1].rate:.0f}/s", file=sys.stderr, flush=True)
     return cells
+
+
+def middle(name: str, size: str, clients: int, rounds: list[dict[str, float]]) -> Cell:
+    """The round in the middle by processor time, with the errors of all."""
+    figures = sorted(rounds, key=lambda one: one["per_cpu_second"])[len(rounds) // 2]
+    return Cell(name, size, clients, **{**figures, "errors": sum(int(one["errors"]) for one in rounds)})
 
 
 if __name__ == "__main__":
