@@ -4,7 +4,8 @@
 
 Bodies of 3 KB, 64 KB, 512 KB and 2 MB with a picture in each, at 1, 16 and 64 clients, in front of the same trivial
 upstream. Every picture of a run is new to the gateway (a server that keeps what it saw must forget it before it comes
-again), except in the rows "known pictures". Needs `wrk`, and `npm` for Portkey. The others are installed from their
+again), except in the rows "known pictures". All ask the same question, as one does of a catalogue, except in the rows
+"new questions". Needs `wrk`, and `npm` for Portkey. The others are installed from their
 registries into virtual environments of their own. Requests for each second of CPU time of the whole gateway, which
 other work on the machine disturbs less, stand beside requests by the clock; times are those added to the upstream's.
 They are measured in turns; of several rounds the middle one counts.
@@ -38,6 +39,7 @@ CLIENTS = (1, 16, 64)
 ROTATION = 24 * 2**20
 KNOWN = 4
 KNOWN_PICTURES = ", known pictures"
+NEW_QUESTIONS = ", new questions"
 CHAT = "/v1/chat/completions"
 MISSING = {
     "Bifrost": "its npm package has no binary: it downloads one when it is started",
@@ -93,8 +95,11 @@ def picture(size: int) -> bytes:
     return data
 
 
-def bodies(path: Path, size: int, count: int) -> None:
-    """Write `count` request bodies of about `size` bytes, a line each, all with different pictures."""
+def bodies(path: Path, size: int, count: int, *, question: str = "What colour is the shoe?") -> None:
+    """Write `count` request bodies of about `size` bytes, a line each, all with different pictures.
+
+    A `{}` in the question becomes the number of the body.
+    """
     plain = picture((size - 200) * 3 // 4)
     with path.open("wb") as file:
         for number in range(count):
@@ -103,7 +108,7 @@ def bodies(path: Path, size: int, count: int) -> None:
             comment = b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text
             url = "data:image/jpeg;base64," + base64.b64encode(plain[:2] + comment + plain[2:]).decode()
             parts = [
-                {"type": "text", "text": "What colour is the shoe?"},
+                {"type": "text", "text": question.format(number)},
                 {"type": "image_url", "image_url": {"url": url}},
             ]
             body = {"model": "bench", "messages": [{"role": "user", "content": parts}], "max_tokens": 8}
@@ -236,7 +241,7 @@ def verdict(cells: list[Cell]) -> str:
     others = [name for name in dict.fromkeys(cell.gateway for cell in cells) if not name.startswith(("qvl", "nothing"))]
     lines = [f"qvl-serve (1 worker) / gateway, requests per CPU second at {most} clients:"]
     for size in dict.fromkeys(cell.size for cell in cells):
-        for kind in ("", KNOWN_PICTURES):
+        for kind in ("", KNOWN_PICTURES, NEW_QUESTIONS):
             own = by_name.get((f"qvl-serve, 1 worker{kind}", size))
             ratios = [
                 f"{name} {own.per_cpu_second / other.per_cpu_second:.1f} x"
@@ -278,6 +283,8 @@ def compare(work: Path, arguments: argparse.Namespace, seconds: int, clients: tu
         bodies(files[size, ""], length, ROTATION // length + 1)
         files[size, KNOWN_PICTURES] = work / f"known-{number}.jsonl"
         bodies(files[size, KNOWN_PICTURES], length, KNOWN)
+        files[size, NEW_QUESTIONS] = work / f"asked-{number}.jsonl"
+        bodies(files[size, NEW_QUESTIONS], length, ROTATION // length + 1, question="What colour is shoe {}?")
     upstream = free_port()
     this = [sys.executable, str(Path(__file__).with_name("bench_server.py")), "--upstream", str(upstream)]
     with ExitStack() as started:
@@ -297,7 +304,7 @@ def compare(work: Path, arguments: argparse.Namespace, seconds: int, clients: tu
             except SystemExit as exc:
                 print(f"not measured: {found.name}: {exc}", file=sys.stderr)
                 continue
-            kinds = ("", KNOWN_PICTURES) if found.name == "qvl-serve, 1 worker" else ("",)
+            kinds = ("", KNOWN_PICTURES, NEW_QUESTIONS) if found.name == "qvl-serve, 1 worker" else ("",)
             measured += [(found.name, kind, port, process.pid, found.headers) for kind in kinds]
         cells = []
         for size in SIZES:

@@ -274,9 +274,12 @@ class ChatRequest(_Shown):
         may_call = bool(self.tools) and self.tool_choice == "auto" and self.response_format.kind == "text"
         return may_call and (any(tool.strict for tool in self.tools) or not self.parallel_tool_calls)
 
-    def with_messages(self, messages: tuple[Message, ...]) -> ChatRequest:
-        """Return the request with `messages` in the place of its own."""
-        return ChatRequest(messages, *_VALUES(self)[1:])
+    def with_messages(self, messages: tuple[Message, ...], request_id: str = "") -> ChatRequest:
+        """Return the request with `messages` in the place of its own, and with `request_id` if that is given."""
+        values = [messages, *_VALUES(self)[1:]]
+        if request_id:
+            values[_ID] = request_id
+        return ChatRequest(*values)
 
     def replace(self, **changes: Any) -> ChatRequest:
         """Return a copy with `changes`, names of fields and their values."""
@@ -287,6 +290,7 @@ class ChatRequest(_Shown):
 
 _FIELDS: Final = tuple(field.name for field in dataclasses.fields(ChatRequest))
 _VALUES: Final = operator.attrgetter(*_FIELDS)
+_ID: Final = _FIELDS.index("request_id")
 _OF_PROMPT: Final = operator.attrgetter(*(name for name, _ in PROMPT_FIELDS))
 _PROMPT_DEFAULTS: Final = tuple(default for _, default in PROMPT_FIELDS)
 

@@ -6,16 +6,20 @@ import base64
 import gc
 import io
 import json
+import re
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import product
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from qvl.backends.openai.backend import OpenAIBackend
 from qvl.server.exchange import WATCH_SECONDS, Exchange
-from qvl.server.lift_pictures import LONG, lift
+from qvl.server.lift_pictures import LONG, SHORTEST, lift
 from tests.scripted_endpoint import Echo, ScriptedEndpoint
 from tests.server.conftest import Running, start
 from tests.server.processes import CHAT
@@ -161,7 +165,7 @@ def test_every_route_with_pictures_reads_them_so(
         # By which a body is read whole.
         patch.setattr("qvl.server.serving.validated", None)
         lifted = answer()
-    monkeypatch.setattr("qvl.server.serving.lift", lambda body, max_bytes: None)
+    monkeypatch.setattr("qvl.server.serving.lift", lambda *_: None)
     assert answer() == lifted
     # What an endpoint without it says to /tokenize is no answer, but it was asked.
     assert URL in json.dumps(lifted[1])
@@ -207,7 +211,7 @@ def test_other_routes_refuse_in_the_same_words_too(
     front: Running, monkeypatch: Any, path: str, body: dict[str, Any]
 ) -> None:
     lifted = front.post(path, body)
-    monkeypatch.setattr("qvl.server.serving.lift", lambda body, max_bytes: None)
+    monkeypatch.setattr("qvl.server.serving.lift", lambda *_: None)
     plain = front.post(path, body)
     assert plain.status_code >= 400
     assert (lifted.status_code, lifted.json()) == (plain.status_code, plain.json())
@@ -247,7 +251,7 @@ SHORT = text_of(noise("JPEG", edge=8))
 )
 def test_what_is_refused_is_refused_in_the_same_words(front: Running, make: Any, monkeypatch: Any) -> None:
     lifted = front.post(CHAT, make(JPEG))
-    monkeypatch.setattr("qvl.server.serving.lift", lambda body, max_bytes: None)
+    monkeypatch.setattr("qvl.server.serving.lift", lambda *_: None)
     plain = front.post(CHAT, make(JPEG))
     assert plain.status_code >= 400
     assert (lifted.status_code, lifted.json()) == (plain.status_code, plain.json())
@@ -269,10 +273,147 @@ def test_marks_stand_where_base64_stood_and_nothing_else_is_changed(indent: int 
     assert lifted is not None
     short = lifted.body
     assert len(short) < 1000
-    for number, (text, data) in enumerate(lifted.found):
+    for mark, (text, data) in lifted.found.items():
         assert data == base64.b64decode(text)
-        short = short.replace(lifted.mark(number).encode(), bytes(text))
+        short = short.replace(mark.encode(), bytes(text))
     assert short == body
+
+
+def named(body: bytes) -> list[bytes]:
+    """Texts between two quotation marks that strict base64 decodes, but for the label of a data: URL."""
+    found = []
+    for text in re.findall(rb'(?<=")[^"]{%d,}(?=")' % SHORTEST, body):
+        bare = text.partition(b",")[2] or text
+        with suppress(ValueError):
+            base64.b64decode(bare, validate=True)
+            found.append(bare)
+    return found
+
+
+@pytest.mark.parametrize("before", ["", '"', '""', '"a":"b",' * 3, "x" * (SHORTEST - 3) + '"', "x" * SHORTEST])
+def test_texts_are_found_wherever_they_stand(before: str) -> None:
+    for length in range(SHORTEST - 8, SHORTEST + 9, 4):
+        texts = ("A" * length, "data:a;base64," + "A" * length, "not base64 " * (length // 11))
+        body = (before + ",".join(f'"{text}"' for text in texts * 2)).encode()
+        lifted = lift(body, MiB)
+        found = [] if lifted is None else [bytes(text) for text, _ in lifted.found.values()]
+        assert found == named(body)
+
+
+def test_a_picture_behind_thousands_of_short_texts_is_found() -> None:
+    body = json.dumps(user(*[TEXT] * 3000, image(f"data:image/jpeg;base64,{JPEG}"))).encode()
+    lifted = lift(body, MiB)
+    assert lifted is not None
+    assert len(lifted.found) == 1
+
+
+def test_a_short_text_in_base64_beside_a_picture_does_not_have_all_of_it_read(
+    front: Running, upstream: ScriptedEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signature = {"type": "thinking", "thinking": "A shoe.", "signature": text_of(b"signed" * 200)}
+    body = {"messages": [{"role": "assistant", "content": [signature]}, *user(image(URL))["messages"]]}
+    # By which a body is read whole.
+    monkeypatch.setattr("qvl.server.serving.validated", None)
+    assert sent(front, upstream, body)[0]["image_url"]["url"] == URL
+
+
+LABELS = ["application/pdf", "Application/PDF", "video/mp4", "video/jpeg", "image/gif", "text/plain"]
+LABELLED = {
+    "small": noise("PNG", edge=30),
+    "large": noise("PNG"),
+    "a PDF": b"%PDF-1.7 " * 200,
+    "nothing": b"no picture " * 200,
+}
+
+
+@pytest.mark.parametrize("data", LABELLED.values(), ids=LABELLED)
+def test_a_label_counts_as_much_as_in_a_body_that_is_read_whole(
+    front: Running, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    def answers() -> list[tuple[int, str]]:
+        found = []
+        for label in LABELS:
+            url = f"data:{label};base64,{text_of(data)}"
+            item = {
+                "role": "user",
+                "content": [{"type": "input_text", "text": "A"}, {"type": "file", "file_data": url}],
+            }
+            bodies = {
+                CHAT: user(TEXT, image(url)),
+                "/v1/analyze": {"image": url},
+                "/v1/responses": {"input": [item], "store": False},
+                "/v1/decisions": {"input": [item], "questions": [{"type": "predicate", "instructions": "Is it new?"}]},
+            }
+            for path, body in bodies.items():
+                answer = client.post(path, json=body)
+                found.append((answer.status_code, "" if answer.status_code == 200 else fault(answer)))
+        return found
+
+    with front.client() as client:
+        lifted = answers()
+        monkeypatch.setattr("qvl.server.serving.lift", lambda *_: None)
+        assert lifted == answers()
+    assert all(status in (200, 400, 502) for status, _ in lifted)
+
+
+KINDS = [
+    "text",
+    "image_url",
+    "input_image",
+    "image",
+    "video_url",
+    "video",
+    "file",
+    "input_file",
+    "document",
+    "thinking",
+]
+FIELDS = ["text", "image_url", "image", "source", "data", "url", "video", "file", "file_data"]
+LETTERS = "ACGT" * 300
+VALUES: dict[str, Any] = {
+    "letters": LETTERS,
+    "a URL": URL,
+    "an object with a URL": {"url": URL},
+    "a source": {"type": "base64", "media_type": "image/jpeg", "data": JPEG},
+    "a source of text": {"type": "text", "media_type": "text/plain", "data": LETTERS},
+    "a source without a type": {"data": LETTERS},
+    "a file": {"file_data": URL},
+    "a list": [URL],
+}
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/responses", "/v1/decisions"])
+def test_whatever_stands_in_a_part_is_answered_as_if_it_were_read_whole(
+    front: Running, upstream: ScriptedEndpoint, path: str, value: Any
+) -> None:
+    def answers() -> list[tuple[int, str, str]]:
+        found = []
+        for kind, field in product(KINDS, FIELDS):
+            messages = user({"type": kind, field: value})["messages"]
+            body = {
+                CHAT: {"messages": messages},
+                "/v1/messages": {"model": "echo", "max_tokens": 5, "messages": messages},
+                "/v1/responses": {"input": messages, "store": False},
+                "/v1/decisions": {"input": messages, "questions": [{"type": "predicate", "instructions": "New?"}]},
+            }[path]
+            before = len(upstream.chats)
+            answer = client.post(path, json=body)
+            passed_on = json.dumps([chat.body["messages"] for chat in upstream.chats[before:]])
+            found.append((answer.status_code, "" if answer.status_code == 200 else fault(answer), passed_on))
+        return found
+
+    with front.client(headers={"X-Request-Id": "id"}) as client:
+        lifted = answers()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("qvl.server.serving.lift", lambda *_: None)
+            assert lifted == answers()
+    assert not any(status >= 500 and "backend" not in told for status, told, _ in lifted)
+
+
+def fault(answer: httpx.Response) -> str:
+    told = answer.json()["error"]
+    return f"{told['type']}: {told['message']}"
 
 
 @pytest.mark.parametrize("body", [b"", b'"', b"{", b'{"a": 1}', b'"' * 5000, b'"' + b"A" * 70_000, b"A" * 70_000])

@@ -16,11 +16,12 @@ _MARK: Final = b"%PDF-"
 
 def is_document(head: bytes) -> bool:
     """True if `head`, the first bytes of a file (HEAD of them or all), begins a PDF document."""
-    if head[: len(_MARK)] == _MARK:
-        return True
+    at = head[:HEAD].find(_MARK)
+    if at <= 0:
+        return at == 0
     from qvl.media.image_header import sniff
 
-    return _MARK in head[:HEAD] and not sniff(head[:HEAD])
+    return not sniff(head[:HEAD])
 
 
 def _is_open_document(file: object) -> bool:
@@ -41,7 +42,7 @@ def looks_like_document(source: object, *, files: bool = True) -> bool:
     No URL is fetched for that, and with `files` False no file is opened.
     """
     if isinstance(source, Base64Picture):
-        source = source.data
+        return source.head[:21].lower() == "data:application/pdf;" or is_document(source.data[:HEAD])
     if isinstance(source, bytes | bytearray | memoryview):
         return is_document(bytes(source[:HEAD]))
     if isinstance(source, str):

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, cast
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -187,14 +188,15 @@ def _read_data_url(url: str, policy: MediaPolicy) -> tuple[bytes, str]:
     return _as_picture(data, kind, name, policy), name
 
 
-def _label(head: str) -> tuple[str, list[str], str]:
+@lru_cache(64)
+def _label(head: str) -> tuple[str, tuple[str, ...], str]:
     """Return (media type, options, short display name) of a `data:` URL's part in front of its comma."""
     meta = head[len("data:") :]
     if len(meta) > MAX_LABEL:
         problem = f"a data: URL has {len(meta)} characters before its comma, more than {MAX_LABEL}"
         raise MediaError(problem, hint="data:image/png;base64,...")
     kind, *options = [piece.strip() for piece in meta.lower().split(";")]
-    return kind, options, f"data:{short(kind)[:60]}"
+    return kind, tuple(options), f"data:{short(kind)[:60]}"
 
 
 def is_base64(head: str) -> bool:

@@ -51,7 +51,7 @@ def looks_like_video(source: object, *, files: bool = True) -> bool:
     No URL is fetched for that, and with `files` False no file is opened.
     """
     if isinstance(source, Base64Picture):
-        source = source.data
+        return source.head[:11].lower() == "data:video/" or container_of(source.data[:HEAD]) is not None
     if isinstance(source, bytes | bytearray | memoryview):
         return container_of(bytes(source[:HEAD])) is not None
     if isinstance(source, str):

@@ -7,10 +7,11 @@ import dataclasses
 import io
 import os
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar, cast
 
 from qvl.errors import MediaError, RequestError
-from qvl.media import gate
+from qvl.media import base64_codec, gate
 from qvl.media.base64_codec import Base64Picture
 from qvl.media.document import Document
 from qvl.media.document_head import is_document, looks_like_document
@@ -20,7 +21,7 @@ from qvl.media.load_video import aload_video, decode_video, load_video
 from qvl.media.page_choice import ALL_PAGES, NO_SUCH_PAGE, apart
 from qvl.media.picture import Picture
 from qvl.media.smart_resize import NO_LIMITS
-from qvl.media.sources import is_address, short
+from qvl.media.sources import MAX_LABEL, is_address, short
 from qvl.media.video import Medium, Video
 from qvl.media.video_head import looks_like_video
 from qvl.pipeline.parse_parts import UnreadPicture
@@ -35,6 +36,8 @@ T = TypeVar("T")
 Kind: TypeAlias = Literal["picture", "video", "document"]
 LOADED: Final = (Video, Document)
 
+# Characters of base64 that hold what a kind of picture is told by.
+_FIRST: Final = 128
 # Of one request at a time: what they bring waits in memory.
 MAX_FETCHES: Final = 8
 
@@ -181,8 +184,20 @@ def _is_document(unread: UnreadPicture, *, files: bool) -> bool:
 def _is_picture(source: object) -> bool:
     """True for what a part calls a document though it is a picture: that is read as what it is."""
     if isinstance(source, Base64Picture):
-        return bool(sniff(source.data))
-    return isinstance(source, Picture) or (isinstance(source, str) and source[:11].lower() == "data:image/")
+        label, data = source.head, source.data
+    elif isinstance(source, str):
+        label, data = source, _first_bytes(source)
+    else:
+        return isinstance(source, Picture)
+    return label[:11].lower() == "data:image/" or bool(sniff(data))
+
+
+def _first_bytes(url: str) -> bytes:
+    """Return the first bytes of a data: URL of base64; none if it is no such URL, or not strict."""
+    _, _, text = url[: MAX_LABEL + _FIRST].partition(";base64,")
+    with suppress(ValueError):
+        return base64_codec.decoded(text[:_FIRST])
+    return b""
 
 
 def _without_pages(source: object) -> MediaError:

@@ -49,6 +49,8 @@ _THOUGHTS: Final = ("thinking", "redacted_thinking", "reasoning", "reasoning_tex
 _SOURCES: Final = ("image", "image_url", "base64", "data", "url", "source")
 _MEDIA_TYPES: Final = ("mime_type", "mimeType", "mediaType", "media_type")
 _INNER: Final = frozenset({*_SOURCES, "file_data"})
+# Fields whose value may be an object with the source in it.
+_NESTED: Final = frozenset({"image_url", "source", "video_url", "video", "file"})
 _ALL_SOURCES: Final = frozenset({*_SOURCES, "video_url", "video", "file", "file_data", "file_url"})
 _VIDEO_SOURCES: Final = ("video_url", "video", "url", "base64", "data")
 _FILE_SOURCES: Final = ("file_data", "file_url", "source", "url", "base64", "data")
@@ -177,7 +179,8 @@ def picture_texts(items: Iterable[JsonMapping], *fields: str) -> Iterator[str]:
                     continue
                 if isinstance(value, str):
                     yield value
-                elif isinstance(value, dict):
+                elif isinstance(value, dict) and name in _NESTED and value.get("type") in (None, "base64", "url"):
+                    # Of the type "text" it is one, of a document.
                     yield from [text for key, text in value.items() if key in _INNER and isinstance(text, str)]
 
 

@@ -137,11 +137,11 @@ class Draft:
     turns: tuple[Turn, ...]
     request: ChatRequest
 
-    def finished(self, pictures: Sequence[Medium]) -> ChatRequest:
-        """Return the ChatRequest with the loaded `pictures`."""
+    def finished(self, pictures: Sequence[Medium], request_id: str = "") -> ChatRequest:
+        """Return the ChatRequest with the loaded `pictures`, and with `request_id` instead of its own, if given."""
         coming = iter(pictures)
         messages = [message.with_parts(with_loaded(parts, coming)) for message, parts in self.turns]
-        return self.request.with_messages(tuple(messages))
+        return self.request.with_messages(tuple(messages), request_id)
 
 
 def with_loaded(parts: Iterable[ContentPart], coming: Iterator[Medium]) -> tuple[Part, ...]:

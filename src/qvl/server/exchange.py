@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -31,9 +32,11 @@ from qvl.server.request_body import OF_MEDIA, READ_BODY, SMALL_BODY, checked_jso
 from qvl.server.state import end_now
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from starlette.types import Message, Receive, Scope, Send
 
     from qvl.pipeline.parse_parts import UnreadPicture
+    from qvl.server.known_body import KnownBody
     from qvl.server.lift_pictures import Lifted
     from qvl.server.request_body import BodyReader
     from qvl.server.state import ServerCore
@@ -69,6 +72,7 @@ class Exchange:
         self.extra_headers: Headers = []
         self.traced: Traced | None = None
         self.lifted: Lifted | None = None
+        self.known: KnownBody[BaseModel] | None = None
         self.picture_params: Callable[[], Sequence[str]] | None = None
         # The client's names of what the pipeline calls otherwise, for errors.
         self.field_names: Mapping[str, str] = {}
@@ -147,6 +151,19 @@ class Exchange:
     def as_sent(self, picture: UnreadPicture) -> UnreadPicture:
         """Return a picture of the body with its base64, which may have been taken out before the body was read."""
         return picture if self.lifted is None else self.lifted.put_back(picture)
+
+    def all_as_sent(self, pictures: Sequence[UnreadPicture]) -> Sequence[UnreadPicture]:
+        """Return all pictures of the body as they were sent.
+
+        Raises:
+            RuntimeError: base64 was taken out where no picture is read, a fault of this server.
+        """
+        if self.lifted is None:
+            return pictures
+        sent = [self.lifted.put_back(picture) for picture in pictures]
+        if sum(map(operator.is_not, sent, pictures)) < len(self.lifted.found):
+            raise RuntimeError("base64 was taken out of a body where no picture is read")
+        return sent
 
     async def next_piece(self, size: int) -> tuple[bytes, bool]:
         """Return the next piece of a body of which `size` bytes came, and whether it is the last, for large uploads.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from qvl.media import base64_codec, sources
@@ -19,36 +19,39 @@ if TYPE_CHECKING:
     from qvl.media.picture import PictureSource
 
 T = TypeVar("T")
-# Characters of a mark, and of its number at the end.
+# Nobody knows it who could write it in a text of theirs. The same for all bodies, so that equal questions about other
+# pictures are equal bodies.
+_KEY: Final = os.urandom(12).hex()
+# Characters of a mark: the key, and the number of the picture.
 _MARK: Final = 28
-_NUMBER: Final = 4
+# Shorter texts of base64 are seldom pictures, and read soon enough where they are.
+SHORTEST: Final = 1024
+# Hardly anything else is as long, such as signatures of thoughts.
 LONG: Final = 16 * 1024
-# Texts that are looked at: a body of more has long been read before they are all found.
-MOST_TEXTS: Final = 2_000
+# A body in which the search takes more is one of many short texts, and reading them takes longer than base64 does.
+MOST_STEPS: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class Lifted:
-    """A body with marks in the place of base64, and what stood there."""
+    """A body with marks in the place of base64, and by its mark what stood there: the base64 and its bytes."""
 
     body: bytes
-    key: str
-    found: list[tuple[memoryview, bytes]] = field(default_factory=list)
-
-    def mark(self, number: int) -> str:
-        return f"{self.key}{number:04d}"
+    found: dict[str, tuple[memoryview, bytes]]
 
     def are_all_in(self, texts: Iterable[str]) -> bool:
-        """True if every mark ends one of `texts`; none is anywhere else then, since each stands once in the body."""
-        ends = {text[-_MARK:] for text in texts}
-        return all(self.mark(number) in ends for number in range(len(self.found)))
+        """True if every mark ends one of `texts`; none is anywhere else then.
+
+        Each stands once in the body, as long as nobody else knows the key.
+        """
+        return self.found.keys() <= {text[-_MARK:] for text in texts}
 
     def put_back(self, picture: UnreadPicture) -> UnreadPicture:
         """Return the picture with what stood in the place of a mark at the end of its source."""
-        if (number := self._marked(picture.source)) is None:
+        source = picture.source
+        if not isinstance(source, str) or (stood := self.found.get(source[-_MARK:])) is None:
             return picture
-        text, data = self.found[number]
-        head = cast("str", picture.source)[:-_MARK]
+        (text, data), head = stood, source[:-_MARK]
         if head.endswith(",") and sources.is_base64(head[:-1]):
             own: object = Base64Picture(head[:-1], text, data)
         else:
@@ -62,38 +65,40 @@ class Lifted:
             whole = {name: self.written_out(item) for name, item in value.items()}
         elif isinstance(value, list):
             whole = [self.written_out(item) for item in value]
-        elif isinstance(value, str) and (number := self._marked(value)) is not None:
-            whole = value[:-_MARK] + bytes(self.found[number][0]).decode("ascii")
+        elif isinstance(value, str) and (stood := self.found.get(value[-_MARK:])) is not None:
+            whole = value[:-_MARK] + bytes(stood[0]).decode("ascii")
         return cast("T", whole)
 
-    def _marked(self, text: object) -> int | None:
-        """Return the number of the mark at the end of `text`; None if there is none."""
-        return int(text[-_NUMBER:]) if isinstance(text, str) and text[-_MARK:-_NUMBER] == self.key else None
 
+def lift(body: bytes, max_bytes: int, least: int = SHORTEST) -> Lifted | None:
+    """Return `body` without its texts of strict base64 of at most `max_bytes`; None if there are none.
 
-def lift(body: bytes, max_bytes: int) -> Lifted | None:
-    """Return `body` without its long texts of strict base64 of at most `max_bytes`; None if there are none."""
-    if len(body) <= LONG:
+    Texts shorter than `least` are left where they are.
+    """
+    if len(body) <= least:
         return None
-    found: list[tuple[memoryview, bytes]] = []
+    found: dict[str, tuple[memoryview, bytes]] = {}
     pieces: list[bytes | memoryview] = []
-    # Nobody can have written this in a text of theirs.
-    key = os.urandom(12).hex()
     view = memoryview(body)
     done, start = 0, body.find(b'"')
-    for _ in range(MOST_TEXTS):
-        end = body.find(b'"', start + 1)
+    for _ in range(MOST_STEPS):
+        # A long text has no quotation mark near its beginning.
+        if (nearer := body.rfind(b'"', start + 1, start + least)) >= 0:
+            start = nearer
+            continue
+        end = body.find(b'"', start + least)
         if end < 0:
             break
-        if end - start > LONG and (read := _read(body, view, start + 1, end, max_bytes)) is not None:
+        if (read := _read(body, view, start + 1, end, max_bytes)) is not None:
             at, data = read
-            pieces += (view[done:at], f"{key}{len(found):04d}".encode())
-            found.append((view[at:end], data))
+            mark = f"{_KEY}{len(found):04d}"
+            pieces += (view[done:at], mark.encode())
+            found[mark] = view[at:end], data
             done = end
         start = end
     if not found:
         return None
-    return Lifted(b"".join((*pieces, view[done:])), key, found)
+    return Lifted(b"".join((*pieces, view[done:])), found)
 
 
 def _read(body: bytes, view: memoryview, start: int, end: int, max_bytes: int) -> tuple[int, bytes] | None:

@@ -16,7 +16,7 @@ from qvl.decisions.answers import Decision, Decisions
 from qvl.decisions.questions import APART, MAX_QUESTIONS, Score
 from qvl.errors import UnsupportedInputError
 from qvl.pipeline.parse_fields import refuse_others, text_of, unknown, wrong
-from qvl.pipeline.parse_parts import UnreadPicture
+from qvl.pipeline.parse_parts import UnreadPicture, is_picture, picture_field
 from qvl.server.responses_input import messages_of
 from qvl.server.schemas import CONTENT, MAX_MESSAGES, STRICT, TEXT, read_by_hand
 from qvl.types import JsonMapping, JsonObject, Usage
@@ -241,10 +241,7 @@ def picture_paths(body: DecisionRequest) -> list[str]:
 def _paths(parts: object, where: str) -> list[str]:
     if not isinstance(parts, list):
         return []
-    shown = [
-        index for index, part in enumerate(parts) if isinstance(part, Mapping) and part.get("type") == "input_image"
-    ]
-    return [f"{where}[{index}].image_url" for index in shown]
+    return [f"{where}[{index}].{picture_field(part)}" for index, part in enumerate(parts) if is_picture(part)]
 
 
 def questions_from(questions: Sequence[JsonMapping]) -> list[JsonObject]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
@@ -22,13 +23,14 @@ from qvl.pipeline.parse_parts import is_picture, picture_field
 from qvl.pipeline.parse_request import draft_request
 from qvl.server.cache_headers import headers_for, policy_of
 from qvl.server.errors import from_validation
-from qvl.server.lift_pictures import lift
+from qvl.server.known_body import LONGEST_KEPT, KnownBody
+from qvl.server.lift_pictures import LONG, SHORTEST, lift
 from qvl.server.neutral_fields import without_neutral, without_neutral_params
 from qvl.server.request_body import checked_json
 from qvl.types import ChatRequest, Chunk, JsonMapping, JsonObject, Result
 
 if TYPE_CHECKING:
-    from qvl.pipeline.parse_request import RequestParams
+    from qvl.pipeline.parse_request import Draft, RequestParams
     from qvl.server.exchange import Exchange, Headers
     from qvl.server.schemas import QuestionFields
     from qvl.server.state import ServerCore
@@ -86,16 +88,27 @@ async def read_request(exchange: Exchange, schema: type[BodyT], texts: Callable[
     raw = await exchange.raw_body()
     max_bytes = exchange.core.settings.media.max_bytes
     at_once = len(raw) <= (MEDIUM if base64_codec.FAST else SMALL)
-    lifted = lift(raw, max_bytes) if at_once else await in_worker(lambda: lift(raw, max_bytes))
-    if lifted is not None:
+    # Where something else is in base64, too, that is mostly short.
+    for least in (SHORTEST, LONG):
+        take_out = partial(lift, raw, max_bytes, least)
+        lifted = take_out() if at_once else await in_worker(take_out)
+        if lifted is None:
+            break
         try:
-            body = schema.model_validate_json(await checked_json(lifted.body))
+            if len(lifted.body) <= LONGEST_KEPT:
+                known = exchange.core.known_body(exchange.tenant, schema, lifted.body)
+            else:
+                known = KnownBody(schema, await checked_json(lifted.body))
         except ValidationError:
             # Of which the whole body tells more.
-            return validated(schema, await checked_json(raw))
-        if lifted.are_all_in(texts(body)):
-            exchange.lifted = lifted
-            return body
+            break
+        if known.lifts_all is None:
+            known.lifts_all = lifted.are_all_in(texts(known.body))
+        if known.lifts_all:
+            exchange.lifted, exchange.known = lifted, known
+            return known.body
+        if all(len(text) > LONG for text, _ in lifted.found.values()):
+            break
     return validated(schema, await checked_json(raw))
 
 
@@ -177,19 +190,55 @@ async def chat_request(
     Raises:
         RequestError: an invalid or unsupported field; the error names it.
     """
+    return await served_request(exchange, model, draft_of(exchange, model, messages, params, extra))
+
+
+def draft_of(
+    exchange: Exchange,
+    model: str | None,
+    messages: Sequence[JsonMapping],
+    params: RequestParams,
+    extra: JsonMapping | None,
+) -> Draft:
+    """Return the request with its messages parsed; unsupported fields are refused.
+
+    Raises:
+        HttpError: 404, the model does not exist.
+        RequestError: an invalid or unsupported field; the error names it.
+    """
     core = exchange.core
-    backend = core.pipeline.backend
     name = core.served(model)
     if extra:
         params["extra"] = _extra_fields(core, extra, params)
-    without_neutral_params(params, backend.capabilities.fields)
+    without_neutral_params(params, core.pipeline.backend.capabilities.fields)
     params["request_id"], params["adapter"] = exchange.request_id, core.adapter_of(name)
-    draft = draft_request(messages, **params)
+    return draft_request(messages, **params)
+
+
+def draft_once(exchange: Exchange, model: str | None, make: Callable[[], Draft]) -> Draft:
+    """Return the draft that `make` returns, or did for an equal body but for the pictures."""
+    if (known := exchange.known) is None:
+        return make()
+    core = exchange.core
+    return known.draft(core.pipeline.backend.capabilities, core.adapter_of(model or ""), make)
+
+
+async def served_request(exchange: Exchange, model: str | None, draft: Draft) -> ServedRequest:
+    """Return the request with the pictures of `draft` loaded.
+
+    Raises:
+        HttpError: 404, the model does not exist.
+        RequestError: it has too many pictures, or what the backend does not support.
+        MediaError: a picture cannot be read.
+    """
+    core = exchange.core
+    name = core.served(model)
+    backend = core.pipeline.backend
     core.refuse_many_images(picture for picture in draft.pictures if not picture.video)
-    pictures = [exchange.as_sent(picture) for picture in draft.pictures]
+    pictures = exchange.all_as_sent(draft.pictures)
     loaded = await load_pictures(pictures, core.settings.media, digests=core.executor.digests)
     core.refuse_many_images(shown for shown in paged(loaded) if not isinstance(shown, Video))
-    request = draft.finished(loaded)
+    request = draft.finished(loaded, exchange.request_id)
     refuse_extra(core, request.extra)
     backend.refuse_unsupported(backend.capabilities.taken(request))
     policy = cache_policy(exchange, deterministic=request.sampling.deterministic)

@@ -7,12 +7,16 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from pydantic import BaseModel
 
 from qvl._version import __version__
 from qvl.errors import ConfigError, MediaError, QvlError, RequestError
 from qvl.server.auth import KeyRing
 from qvl.server.errors import DrainingError, HttpError
+from qvl.server.known_body import MOST_KEPT, read_body
 from qvl.server.limits import Admission, KeyLimits
 from qvl.server.metrics import BackendStats, Metrics
 from qvl.server.pool_admin import EndpointStats, Source, release_pictures, reload_endpoints
@@ -24,12 +28,15 @@ if TYPE_CHECKING:
     from qvl.pipeline.async_pipeline import AsyncPipeline
     from qvl.pipeline.job import Job
     from qvl.server.batches.store import BatchStore
+    from qvl.server.known_body import KnownBody
     from qvl.server.limits import SharedSlots
     from qvl.server.settings import ServerSettings
     from qvl.server.shared_limits import SharedLimits
     from qvl.server.tracing import Tracing
     from qvl.server.worker_metrics import WorkerMetrics
     from qvl.types import Chunk, Result
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
 def end_now(limit: asyncio.Timeout) -> None:
@@ -72,6 +79,7 @@ class ServerCore:
         self.wake_batches: Callable[[], None] = lambda: None
         self.created = int(time.time())
         self._fingerprints: dict[str, str] = {}
+        self._known_bodies = lru_cache(MOST_KEPT)(read_body)
         self.endpoint_source: Source | None = None
         self._reloads: set[asyncio.Task[None]] = set()
         # Of one of several workers: the metrics of all.
@@ -149,6 +157,10 @@ class ServerCore:
         """Return the cache namespace of `tenant`, a name from `KeyRing.tenant`; "" shares the pipeline's own."""
         base = self.executor.namespace
         return f"{base}/key-{tenant}" if tenant else base
+
+    def known_body(self, tenant: str, schema: type[BodyT], body: bytes) -> KnownBody[BodyT]:
+        """Return what `read_body` does, or did for the same if that is still kept."""
+        return cast("KnownBody[BodyT]", self._known_bodies(tenant, schema, body))
 
     def start(self) -> None:
         """Start loading, unless it was started."""

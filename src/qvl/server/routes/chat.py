@@ -31,12 +31,12 @@ from qvl.server.openai_format import (
     usage_of,
 )
 from qvl.server.schemas import ChatCompletionRequest
-from qvl.server.serving import chat_request, name_request, picture_params, read_request, stream
+from qvl.server.serving import draft_of, draft_once, name_request, picture_params, read_request, served_request, stream
 from qvl.server.tool_choice import choose_tools
 from qvl.types import Choice, Chunk, Result
 
 if TYPE_CHECKING:
-    from qvl.pipeline.parse_request import RequestParams
+    from qvl.pipeline.parse_request import Draft, RequestParams
     from qvl.server.exchange import Exchange
     from qvl.server.serving import ServedRequest
 
@@ -68,6 +68,11 @@ def _names(body: ChatCompletionRequest) -> dict[str, str]:
 
 
 async def _read(exchange: Exchange, body: ChatCompletionRequest) -> ServedRequest:
+    draft = draft_once(exchange, body.model, lambda: _draft(exchange, body))
+    return await served_request(exchange, body.model, draft)
+
+
+def _draft(exchange: Exchange, body: ChatCompletionRequest) -> Draft:
     params = body.sampling()
     limit = body.max_completion_tokens or body.max_tokens
     if limit is not None:
@@ -90,7 +95,7 @@ async def _read(exchange: Exchange, body: ChatCompletionRequest) -> ServedReques
     form = asked_format(body.response_format, body.structured_outputs, "response_format")
     if form is not None:
         params["response_format"] = form
-    return await chat_request(exchange, body.model, body.messages, params, body.model_extra)
+    return draft_of(exchange, body.model, body.messages, params, body.model_extra)
 
 
 def _of_prompt(body: ChatCompletionRequest) -> RequestParams:

@@ -71,7 +71,7 @@ async def _answer(
 ) -> None:
     core = exchange.core
     exchange.picture_params = lambda: paths
-    core.refuse_many_images(paths)
+    core.refuse_many_images(path for path in paths if ".video" not in path)
     params: DecideParams = {"request_id": exchange.request_id, "adapter": core.adapter_of(name)}
     if salt:
         params["cache_salt"] = salt
