@@ -15,6 +15,7 @@ from qvl.backends.local.backend import LocalBackend
 from qvl.errors import RefusalError
 from qvl.types import ChatRequest, Chunk, SamplingParams, TokenLogprob, Usage
 from tests.server.conftest import Running, data_url, start
+from tests.server.echo_backend import EchoBackend
 
 CHOICE = {"type": "choice", "instructions": "Which?", "choices": [{"value": "red"}, {"value": True}, {"value": "true"}]}
 YES = {"type": "predicate", "instructions": "Is it red?"}
@@ -147,6 +148,26 @@ def test_bad_input_is_named(bundled: Running, change: dict[str, Any], param: str
     answer = bundled.post("/v1/decisions", {"model": "bundled", "input": "A mug.", "questions": [YES], **change})
     assert answer.status_code == 400, answer.text
     assert str(answer.json()["error"]["param"]).startswith(param), answer.text
+
+
+def test_the_most_pictures_of_a_request_are_counted_in_every_form() -> None:
+    server = start(EchoBackend(), max_images=1)
+    few = "allows at most 1"
+    film = {"type": "video", "video": "data:video/mp4;base64,AAAA"}
+    two: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/decisions", {"input": [{"role": "user", "content": [part, part]}], "questions": [YES]})
+        for part in (_image("red"), {"type": "image_url", "image_url": {"url": data_url("red")}})
+    ]
+    assets = {name: {"data_base64": data_url("red").partition(",")[2]} for name in ("a.video.png", "b.video")}
+    asked = {"new": {"type": "noul", "instructions": "Is it new?"}}
+    two.append(("/v1/systemone", {"state": "See a.video.png and b.video", "questions": asked, "assets": assets}))
+    try:
+        for path, body in two:
+            assert few in server.post(path, body).text
+        body = {"input": [{"role": "user", "content": [_image("red"), film]}], "questions": [YES]}
+        assert few not in server.post("/v1/decisions", body).text
+    finally:
+        server.stop()
 
 
 def test_an_empty_list_is_no_wrong_type(bundled: Running) -> None:

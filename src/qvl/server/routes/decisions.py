@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from qvl.decisions.questions import Question, read_questions
 from qvl.pipeline.decide import decide
+from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.server import openai_decisions_3_57, systemone_0_2
 from qvl.server.responses_input import item_texts
 from qvl.server.serving import ServedRequest, cache_policy, read_request
@@ -71,7 +72,9 @@ async def _answer(
 ) -> None:
     core = exchange.core
     exchange.picture_params = lambda: paths
-    core.refuse_many_images(path for path in paths if ".video" not in path)
+    parts = [part for message in messages for part in message["content"] or ()]
+    videos = sum(isinstance(part, UnreadPicture) and part.video for part in parts)
+    core.refuse_many_images(range(len(paths) - videos))
     params: DecideParams = {"request_id": exchange.request_id, "adapter": core.adapter_of(name)}
     if salt:
         params["cache_salt"] = salt
