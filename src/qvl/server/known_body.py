@@ -44,6 +44,6 @@ class KnownBody(Generic[BodyT_co]):
         return self._draft
 
 
-def read_body(tenant: str, schema: type[BodyT_co], body: bytes) -> KnownBody[BodyT_co]:
+def known_body_of(tenant: str, schema: type[BodyT_co], body: bytes) -> KnownBody[BodyT_co]:
     """Return a new KnownBody of `tenant`: each has its own, so that nobody learns from its time what others asked."""
     return KnownBody(schema, body)

@@ -88,7 +88,7 @@ async def read_request(exchange: Exchange, schema: type[BodyT], texts: Callable[
     raw = await exchange.raw_body()
     max_bytes = exchange.core.settings.media.max_bytes
     at_once = len(raw) <= (MEDIUM if base64_codec.FAST else SMALL)
-    # Where something else is in base64, too, that is mostly short.
+    # What else is in base64, where no picture is read, is mostly short: then long texts alone are taken out.
     for least in (SHORTEST, LONG):
         take_out = partial(lift, raw, max_bytes, least)
         lifted = take_out() if at_once else await in_worker(take_out)

@@ -16,7 +16,7 @@ from qvl._version import __version__
 from qvl.errors import ConfigError, MediaError, QvlError, RequestError
 from qvl.server.auth import KeyRing
 from qvl.server.errors import DrainingError, HttpError
-from qvl.server.known_body import MOST_KEPT, read_body
+from qvl.server.known_body import MOST_KEPT, known_body_of
 from qvl.server.limits import Admission, KeyLimits
 from qvl.server.metrics import BackendStats, Metrics
 from qvl.server.pool_admin import EndpointStats, Source, release_pictures, reload_endpoints
@@ -79,7 +79,7 @@ class ServerCore:
         self.wake_batches: Callable[[], None] = lambda: None
         self.created = int(time.time())
         self._fingerprints: dict[str, str] = {}
-        self._known_bodies = lru_cache(MOST_KEPT)(read_body)
+        self._known_bodies = lru_cache(MOST_KEPT)(known_body_of)
         self.endpoint_source: Source | None = None
         self._reloads: set[asyncio.Task[None]] = set()
         # Of one of several workers: the metrics of all.
@@ -159,7 +159,7 @@ class ServerCore:
         return f"{base}/key-{tenant}" if tenant else base
 
     def known_body(self, tenant: str, schema: type[BodyT], body: bytes) -> KnownBody[BodyT]:
-        """Return what `read_body` does, or did for the same if that is still kept."""
+        """Return what `known_body_of` does, or did for the same if that is still kept."""
         return cast("KnownBody[BodyT]", self._known_bodies(tenant, schema, body))
 
     def start(self) -> None:
