@@ -1,6 +1,6 @@
 """Pictures through gateways: `qvl-serve` (1 and 2 workers), LiteLLM's proxy, Portkey, vllm-router, sglang-router.
 
-    python benchmarks/bench_gateway.py [--quick] [--rounds N] [--only NAME ...] [--json FILE]
+    python benchmarks/bench_gateway.py [--quick] [--rounds N] [--only NAME ...] [--sizes SIZE ...] [--json FILE]
 
 Bodies of 3 KB, 64 KB, 512 KB and 2 MB with a picture in each, at 1, 16 and 64 clients, in front of the same trivial
 upstream. Every picture of a run is new to the gateway (a server that keeps what it saw must forget it before it comes
@@ -8,7 +8,8 @@ again), except in the rows "known pictures". All ask the same question, as one d
 "new questions". Needs `wrk`, and `npm` for Portkey. The others are installed from their
 registries into virtual environments of their own. Requests for each second of CPU time of the whole gateway, which
 other work on the machine disturbs less, stand beside requests by the clock; times are those added to the upstream's.
-They are measured in turns; of several rounds the middle one counts.
+They are measured in turns; in the table the middle round counts, in the comparison the mean ratio of all rounds, which
+has its standard error beside it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import base64
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -67,7 +70,7 @@ class Gateway:
 
 @dataclass
 class Cell:
-    """One measurement; times in ms."""
+    """The middle one of several measurements, times in ms, and the requests for each CPU second of all in order."""
 
     gateway: str
     size: str
@@ -77,6 +80,7 @@ class Cell:
     p99: float
     per_cpu_second: float
     errors: int
+    rounds: list[float]
 
 
 def picture(size: int) -> bytes:
@@ -244,7 +248,7 @@ def verdict(cells: list[Cell]) -> str:
         for kind in ("", KNOWN_PICTURES, NEW_QUESTIONS):
             own = by_name.get((f"qvl-serve, 1 worker{kind}", size))
             ratios = [
-                f"{name} {own.per_cpu_second / other.per_cpu_second:.1f} x"
+                f"{name} {times(own, other)}"
                 for name in others
                 if own is not None and (other := by_name.get((name, size))) is not None and other.per_cpu_second
             ]
@@ -253,12 +257,22 @@ def verdict(cells: list[Cell]) -> str:
     return "\n".join(lines)
 
 
+def times(own: Cell, other: Cell) -> str:
+    """The geometric mean of the ratios of all rounds, with its standard error if there are several."""
+    logs = [math.log(a / b) for a, b in zip(own.rounds, other.rounds, strict=True)]
+    mean = math.exp(statistics.mean(logs))
+    if len(logs) == 1:
+        return f"{mean:.2f} x"
+    return f"{mean:.2f} x (+-{mean * statistics.stdev(logs) / math.sqrt(len(logs)):.2f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="two seconds each and 16 clients alone: about 4 minutes")
     parser.add_argument("--rounds", type=int, default=1, help="measurements of each cell (default 1)")
     parser.add_argument("--only", nargs="*", help="gateways whose names contain one of these")
+    parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES), help="bodies of these sizes alone")
     parser.add_argument("--tools", type=Path, default=Path(tempfile.gettempdir()) / "qvl-bench-gateways")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     arguments = parser.parse_args()
@@ -307,7 +321,7 @@ def compare(work: Path, arguments: argparse.Namespace, seconds: int, clients: tu
             kinds = ("", KNOWN_PICTURES, NEW_QUESTIONS) if found.name == "qvl-serve, 1 worker" else ("",)
             measured += [(found.name, kind, port, process.pid, found.headers) for kind in kinds]
         cells = []
-        for size in SIZES:
+        for size in arguments.sizes:
             for _, _kind, port, pid, headers in measured:
                 measure(port, pid, 4, 1, files[size, KNOWN_PICTURES], headers)
             for count in clients:
@@ -325,7 +339,8 @@ def compare(work: Path, arguments: argparse.Namespace, seconds: int, clients: tu
 def middle(name: str, size: str, clients: int, rounds: list[dict[str, float]]) -> Cell:
     """The round in the middle by processor time, with the errors of all."""
     figures = sorted(rounds, key=lambda one: one["per_cpu_second"])[len(rounds) // 2]
-    return Cell(name, size, clients, **{**figures, "errors": sum(int(one["errors"]) for one in rounds)})
+    errors, all_rounds = sum(int(one["errors"]) for one in rounds), [one["per_cpu_second"] for one in rounds]
+    return Cell(name, size, clients, **{**figures, "errors": errors}, rounds=all_rounds)
 
 
 if __name__ == "__main__":

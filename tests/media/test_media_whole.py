@@ -210,6 +210,30 @@ def test_of_a_whole_jpeg_a_decoder_sees_the_segments_alone(form: str, monkeypatc
     assert loaded == [(1, 1), (1, 1)]
 
 
+@pytest.mark.parametrize("piece", [1, 7, 600, 2**19])
+def test_segments_behind_codes_are_found_wherever_the_search_is_parted(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jpeg_integrity, "_PIECE", piece)
+    segment = b"\xff\xe9\x00\x0a12345678"
+    for form in JPEGS:
+        data = _noisy(form)
+        end = data.rindex(b"\xff\xd9")
+        for before in range(300, 330):
+            moved = data[: end - before].removesuffix(b"\xff") + segment + data[end - before : end] + b"\xff\xd9"
+            bare = skeleton(moved)
+            assert bare is not None, (form, before)
+            assert segment in bare, (form, before)
+
+
+def test_a_file_of_nothing_but_markers_is_left_to_a_decoder() -> None:
+    data = _noisy("JPEG")
+    end = data.rindex(b"\xff\xd9")
+    for count in (9_000, 11_000, 600_000):
+        bare = skeleton(data[:end] + b"\xff\x01" * count + b"\xff\xd9")
+        assert (bare is not None) == (count < 10_000)
+
+
 @pytest.mark.parametrize("form", JPEGS)
 def test_a_jpeg_without_its_end_is_left_to_a_decoder(form: str) -> None:
     data = _noisy(form)

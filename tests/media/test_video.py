@@ -244,3 +244,5 @@ def test_a_video_is_known_by_name_type_or_first_bytes(films: dict[str, Path], tm
         assert looks_like_video(source), source
     for source in ("https://a.b/c", "data:image/png;base64,AAAA", "photo.png", b"\x89PNG", 3):
         assert not looks_like_video(source), source
+    # A length and a byte of its preview, at the places of the signs of a transport stream.
+    assert not looks_like_video(b"\xff\xd8\xff\xe1G\x00Exif".ljust(196) + b"G")

@@ -8,6 +8,8 @@ from typing import Final
 
 from qvl.media.base64_codec import Base64Picture
 
+# What JPEG and PNG begin with. The lengths in them may have the signs of a container.
+USUAL_PICTURES: Final = (b"\xff\xd8\xff", b"\x89PNG")
 # First brands of files in the same container that are pictures.
 _PICTURE_BRANDS: Final = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _BOXES: Final = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
@@ -31,6 +33,8 @@ def container_of(head: bytes) -> str | None:
 
     Naming it keeps playlists and other formats that open further files away from FFmpeg.
     """
+    if head.startswith(USUAL_PICTURES):
+        return None
     if head[4:8] in _BOXES:
         return None if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS else "mov"
     if head[:4] == b"RIFF":

@@ -23,7 +23,7 @@ from qvl.media.picture import Picture
 from qvl.media.smart_resize import NO_LIMITS
 from qvl.media.sources import MAX_LABEL, is_address, short
 from qvl.media.video import Medium, Video
-from qvl.media.video_head import looks_like_video
+from qvl.media.video_head import USUAL_PICTURES, looks_like_video
 from qvl.pipeline.parse_parts import UnreadPicture
 from qvl.types import ChatRequest, ImagePart, MediaPart, Part, TextPart, VideoPart, map_parts
 
@@ -159,10 +159,17 @@ def _kind(unread: UnreadPicture, *, files: bool) -> Kind:
     source = unread.source
     if isinstance(source, LOADED):
         return "document" if isinstance(source, Document) else "video"
+    if isinstance(source, Base64Picture) and unread.pages is None and not unread.video and _is_usual(source):
+        return "picture"
     document = _is_document(unread, files=files)
     if unread.video or looks_like_video(source, files=files):
         return "video"
     return "document" if document else "picture"
+
+
+def _is_usual(source: Base64Picture) -> bool:
+    """True for a picture whose label and first bytes both say so, as those of nearly all that come."""
+    return source.head.startswith("data:image/") and source.data.startswith(USUAL_PICTURES)
 
 
 def _is_document(unread: UnreadPicture, *, files: bool) -> bool:

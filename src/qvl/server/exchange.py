@@ -120,32 +120,33 @@ class Exchange:
             self._hold(more)
             if size > settings.max_body_bytes:
                 raise self._too_large()
-            limit.reschedule(now + settings.body_timeout + size / settings.body_rate)
+
+        def due() -> float:
+            return now + settings.body_timeout + size / settings.body_rate
 
         try:
-            async with asyncio.timeout_at(now + settings.body_timeout) as limit:
-                if reader is not None and length is not None and length > SMALL_BODY:
-                    body = await reader.read(length, came)
-                else:
-                    body = await self._received(came)
-                self._body_complete = True
-                return await self._inflated(body)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-        raise self._too_slow()
+            if reader is not None and length is not None and length > SMALL_BODY:
+                body = await reader.read(length, came, due)
+            else:
+                body = await self._received(came, due)
+        except TimeoutError as exc:
+            raise self._too_slow() from exc
+        self._body_complete = True
+        return await self._inflated(body)
 
-    async def _received(self, came: Callable[[int], None]) -> bytes:
+    async def _received(self, came: Callable[[int], None], due: Callable[[], float]) -> bytes:
         pieces: list[bytes] = []
         more = True
-        while more:
-            event = await self.receive()
-            if event["type"] == "http.disconnect":
-                self._gone = True
-                raise ClientGoneError
-            pieces.append(bytes(event.get("body", b"")))
-            came(len(pieces[-1]))
-            more = event.get("more_body", False)
+        async with asyncio.timeout_at(due()) as limit:
+            while more:
+                event = await self.receive()
+                if event["type"] == "http.disconnect":
+                    self._gone = True
+                    raise ClientGoneError
+                pieces.append(bytes(event.get("body", b"")))
+                came(len(pieces[-1]))
+                limit.reschedule(due())
+                more = event.get("more_body", False)
         return b"".join(pieces)
 
     def as_sent(self, picture: UnreadPicture) -> UnreadPicture:

@@ -57,9 +57,9 @@ class CycleBody:
         cycle.message_event.clear()
         return body
 
-    async def read(self, length: int, came: Callable[[int], None]) -> bytes:
+    async def read(self, length: int, came: Callable[[int], None], due: Callable[[], float]) -> bytes:
         """Return the body as it comes; see `Intake.read_body`."""
-        return await self._intake.read_body(self._cycle, length, came)
+        return await self._intake.read_body(self._cycle, length, came, due)
 
 
 class Intake(asyncio.BufferedProtocol):
@@ -76,12 +76,16 @@ class Intake(asyncio.BufferedProtocol):
         self._at = 0
         self._came: Callable[[int], None] = _drop
         self._whole: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def read_body(self, cycle: RequestResponseCycle, length: int, came: Callable[[int], None]) -> bytes:
+    async def read_body(
+        self, cycle: RequestResponseCycle, length: int, came: Callable[[int], None], due: Callable[[], float]
+    ) -> bytes:
         """Return the body, of `length` bytes, of the request of `cycle`; `came(size)` is called for each piece.
 
         Raises:
             ClientGoneError: the client went away before the end.
+            TimeoutError: it has not come by the loop's time `due()`, which is later the more came.
             QvlError: what `came` raised.
         """
         if cycle.disconnected:
@@ -100,15 +104,27 @@ class Intake(asyncio.BufferedProtocol):
         self._room = self._body.getbuffer()
         self._room[: self._at] = begun
         self._http.flow.resume_reading()
+        self._end_at(due, self._whole)
         try:
             await self._whole
             # With no view of it left, the body is handed over and not copied.
             self._room.release()
             return self._body.getvalue()
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             self._whole, self._body, self._room = None, io.BytesIO(), memoryview(b"")
-            # It has the request, and with it the body, which would stay as long as the connection idles.
-            self._came = _drop
+            # They have the request, and with it the body, which would stay as long as the connection idles.
+            self._came, self._timer = _drop, None
+
+    def _end_at(self, due: Callable[[], float], whole: asyncio.Future[None]) -> None:
+        """Let the reading end with TimeoutError at the loop's time `due()`, which is asked again when it has come."""
+        loop = whole.get_loop()
+        if (at := due()) > loop.time():
+            # Set anew for each piece, a timer would take longer than the piece.
+            self._timer = loop.call_at(at, self._end_at, due, whole)
+        elif not whole.done():
+            whole.set_exception(TimeoutError())
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if not self._missing:

@@ -21,8 +21,12 @@ class BodyReader(Protocol):
     def whole(self) -> bytes | None:
         """Return the body if all of it has come; None, taking nothing, if it has not."""
 
-    async def read(self, length: int, came: Callable[[int], None]) -> bytes:
-        """Return the body, of `length` bytes, as it comes; `came(size)` is called for each piece."""
+    async def read(self, length: int, came: Callable[[int], None], due: Callable[[], float]) -> bytes:
+        """Return the body, of `length` bytes, as it comes; `came(size)` is called for each piece.
+
+        Raises:
+            TimeoutError: it has not come by the loop's time `due()`, which is later the more came.
+        """
 
 
 # The name of the ASGI extension in which a server has a `reader` (a BodyReader).
