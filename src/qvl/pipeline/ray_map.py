@@ -11,9 +11,9 @@ import logging
 import math
 import os
 import sys
+import threading
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from qvl.backends.ray import cluster
@@ -176,7 +176,10 @@ async def map_under_ray(
 
 @dataclass(slots=True)
 class _Run:
-    """One execution of the dataset. Its methods block; they may be called from any thread, but not concurrently."""
+    """One execution of the dataset. Its methods block; they may be called from any thread, and one waits for another.
+
+    Left while Ray Data was at work, the process would be connected anew by its next question.
+    """
 
     recipe: Recipe
     call: JsonMapping
@@ -185,6 +188,7 @@ class _Run:
     replicas: int | None
     devices: str
     tables: Iterator[Table] | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self) -> list[MapItem[object]] | None:
         """Return the next items in input order, or None at the end."""
@@ -192,9 +196,10 @@ class _Run:
         from ray.exceptions import RayError
 
         try:
-            if self.tables is None:
-                self.tables = iter(self._dataset().iter_batches(batch_size=None, batch_format="pyarrow"))
-            table = next(self.tables, None)
+            with self.lock:
+                if self.tables is None:
+                    self.tables = iter(self._dataset().iter_batches(batch_size=None, batch_format="pyarrow"))
+                table = next(self.tables, None)
         except RayError as exc:
             reason = str(exc).strip().splitlines()
             raise BackendError(f"Ray Data failed: {reason[-1] if reason else type(exc).__name__}"[:400]) from exc
@@ -241,14 +246,14 @@ class _Run:
 
     def end(self) -> None:
         """Cancel the run and disconnect from the cluster."""
-        try:
-            close = getattr(self.tables, "close", None)
-            if close is not None:
-                with suppress(ValueError):
+        with self.lock:
+            try:
+                close = getattr(self.tables, "close", None)
+                if close is not None:
                     close()
-            self.tables = None
-        finally:
-            cluster.leave()
+                self.tables = None
+            finally:
+                cluster.leave()
 
 
 def _dtype(identity: JsonMapping | None) -> str | None:

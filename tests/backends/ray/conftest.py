@@ -82,3 +82,6 @@ def opened(cluster: Any) -> Iterator[Callable[..., Backend]]:
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
+    import ray
+
+    assert not ray.is_initialized(), "something asked Ray after all backends had left it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qvl import Pipeline
+from qvl import AsyncPipeline, Pipeline
 from qvl.errors import ConfigError, MediaError
 from qvl.testing import EchoBackend
 from qvl.testing.echo import COLOURS
@@ -96,6 +97,29 @@ def test_a_map_that_is_left_early_ends(ask: Any, cluster: Any, pictures: list[Pa
             break
     assert len(answered(tmp_path)) < 40
     assert len(ask(pictures[:2], replicas=1)) == 2
+
+
+def test_a_map_that_is_cancelled_leaves_the_cluster(cluster: Any, pictures: list[Path], tmp_path: Path) -> None:
+    import ray
+
+    async def run() -> None:
+        notes = tmp_path / "notes"
+        async with AsyncPipeline("counted:one", plugins=[Plugin()], cache="off", notes=str(notes), pause=0.5) as pipe:
+            found = pipe.map(pictures, "What?", engine="ray", replicas=1, ray_address=cluster.address, concurrency=2)
+            # The two of a batch, and a third that is waited for.
+            await anext(found)
+            await anext(found)
+            third = asyncio.ensure_future(anext(found))
+            await asyncio.sleep(0.1)
+            third.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await third
+            assert not ray.is_initialized()
+
+    # Ends when all of its threads have.
+    asyncio.run(run())
+    assert not ray.is_initialized()
+    assert len(answered(tmp_path)) < 40
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -181,6 +182,64 @@ def test_fronts_with_the_same_settings_share_replicas_until_the_last_ends(cluste
         await until(stopped)
 
     asyncio.run(run())
+
+
+def test_closing_waits_for_the_question_under_way(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked after the process has left its cluster, Ray would join one again, or start one."""
+    import ray
+
+    from qvl.backends.ray import backend
+    from qvl.backends.ray import cluster as ours
+
+    asked, known = threading.Event(), ours.head_problem
+
+    def slow() -> str | None:
+        asked.set()
+        time.sleep(1)
+        return known()
+
+    monkeypatch.setattr(backend, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(ours, "head_problem", slow)
+
+    async def run() -> None:
+        one = backend.RayBackend(
+            make=Marked, replicas=1, devices="cpu", cpus_per_replica=1, ray_address=cluster.address
+        )
+        await one.open()
+        await asyncio.to_thread(asked.wait)
+        await one.aclose()
+        assert not ray.is_initialized()
+
+    # Ends when all of its threads have.
+    asyncio.run(run())
+    assert not ray.is_initialized()
+
+
+def test_closed_while_its_replicas_start_leaves_nothing(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from qvl.backends.ray.backend import RayBackend
+    from qvl.backends.ray.deployment import Deployment
+
+    starts, known = threading.Event(), Deployment.about
+
+    def slow(self: Deployment, replicas: int) -> Any:
+        starts.set()
+        time.sleep(1)
+        return known(self, replicas)
+
+    monkeypatch.setattr(Deployment, "about", slow)
+
+    async def run() -> None:
+        one = RayBackend(make=Marked, replicas=1, devices="cpu", cpus_per_replica=1, ray_address=cluster.address)
+        opening = asyncio.create_task(one.open())
+        await asyncio.to_thread(starts.wait)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await one.aclose()
+
+    asyncio.run(run())
+    assert not ray.is_initialized()
 
 
 def test_a_replica_that_cannot_be_opened_says_why(opened: Any) -> None:

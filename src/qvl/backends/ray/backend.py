@@ -194,6 +194,8 @@ class RayBackend(Backend):
                     drain_timeout=self._drain_timeout,
                 )
             about = deployment.about(self._replicas)
+            if self._closed.is_set():
+                raise BackendUnavailableError("the backend was closed while its replicas started")
         except BaseException:
             if deployment is not None:
                 deployment.stop()
@@ -207,7 +209,7 @@ class RayBackend(Backend):
         async with self._opening:
             deployment, self._deployment = self._deployment, None
             if self._watching is not None:
-                self._watching.cancel()
+                # Not cancelled: a thread that asked Ray after the process has left would connect it anew.
                 await asyncio.gather(self._watching, return_exceptions=True)
                 self._watching = None
             # Of a cluster that is gone nothing can be stopped, and Ray would wait for it, or crash.
@@ -217,8 +219,7 @@ class RayBackend(Backend):
     async def _watch(self, deployment: Deployment) -> None:
         """Poll the cluster's head and the number of running replicas, for `unready()` and the counters."""
         membership = await asyncio.to_thread(cluster.Membership)
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
+        while not await self._closes_within(WATCH_SECONDS):
             problem = await asyncio.to_thread(cluster.head_problem)
             if problem != self._headless:
                 self._headless = problem
@@ -231,6 +232,11 @@ class RayBackend(Backend):
             if self._lost is not None:
                 return
             self._alive = await asyncio.to_thread(deployment.running)
+
+    async def _closes_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), seconds)
+        return self._closed.is_set()
 
     def unready(self) -> str | None:
         if self._deployment is None:
