@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
@@ -177,19 +177,25 @@ class _Shown:
     Attributes:
         pictures: all pictures of the conversation, in order; those of a video are its frames.
         videos: all videos of the conversation, in order.
+        written: for backends, what they wrote of everything but the pictures. Requests that differ in pictures, id and
+            `cache_salt` alone may share it.
     """
 
-    __slots__ = ("pictures", "videos")
+    __slots__ = ("pictures", "videos", "written")
     pictures: tuple[Picture, ...]
     videos: tuple[Video, ...]
+    written: dict[Hashable, Sequence[bytes]]
 
     # Type checkers would let any name pass.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> object:
-            # Called for what is not set: either of them, when it is first asked for.
+            # Called for what is not set: each of them, when it is first asked for.
             if name not in _Shown.__slots__:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            if name == "written":
+                object.__setattr__(self, "written", {})
+                return self.written
             shown = [part for message in self.messages for part in message.parts if not isinstance(part, TextPart)]
             pictures = tuple([picture for part in shown for picture in part.pictures])
             videos = tuple([part.video for part in shown if isinstance(part, VideoPart)])
@@ -274,12 +280,27 @@ class ChatRequest(_Shown):
         may_call = bool(self.tools) and self.tool_choice == "auto" and self.response_format.kind == "text"
         return may_call and (any(tool.strict for tool in self.tools) or not self.parallel_tool_calls)
 
-    def with_messages(self, messages: tuple[Message, ...], request_id: str = "") -> ChatRequest:
-        """Return the request with `messages` in the place of its own, and with `request_id` if that is given."""
+    def with_messages(
+        self,
+        messages: tuple[Message, ...],
+        request_id: str = "",
+        *,
+        written: dict[Hashable, Sequence[bytes]] | None = None,
+    ) -> ChatRequest:
+        """Return the request with `messages` in the place of its own, with `request_id` and `written` if given."""
         values = [messages, *_VALUES(self)[1:]]
         if request_id:
             values[_ID] = request_id
-        return ChatRequest(*values)
+        made = ChatRequest(*values)
+        if written is not None:
+            object.__setattr__(made, "written", written)
+        return made
+
+    def with_salt(self, cache_salt: str) -> ChatRequest:
+        """Return the request with another `cache_salt`."""
+        made = self.replace(cache_salt=cache_salt)
+        object.__setattr__(made, "written", self.written)
+        return made
 
     def replace(self, **changes: Any) -> ChatRequest:
         """Return a copy with `changes`, names of fields and their values."""

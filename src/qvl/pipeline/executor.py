@@ -435,7 +435,7 @@ class Executor:
         salt, videos = job.salt, job.request.videos
         request = self.backend.capabilities.taken(job.request)
         if salt != request.cache_salt:
-            request = request.replace(cache_salt=salt)
+            request = request.with_salt(salt)
         folder = await self.backend.fold(request, on_chunk=on_chunk, take_back=partial(emit.take_back, before))
         timing = folder.timing
         if not timing.total:

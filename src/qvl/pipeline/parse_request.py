@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict, cast
 
 from pydantic import BaseModel
@@ -19,6 +19,7 @@ from qvl.calibration.abstain import AbstainLike
 from qvl.errors import ConfigError, RequestError, UnsupportedInputError
 from qvl.ids import new_request_id
 from qvl.media.page_choice import PageChoice, PagesLike, read_pages
+from qvl.media.picture import Picture
 from qvl.media.smart_resize import NO_LIMITS, PixelLimits, read_limits
 from qvl.media.video_parts import media_parts
 from qvl.media.video_sampling import DEFAULT_SAMPLING, VIDEO_FIELDS, VideoSampling, read_sampling
@@ -136,12 +137,15 @@ class Draft:
     pictures: tuple[UnreadPicture, ...]
     turns: tuple[Turn, ...]
     request: ChatRequest
+    written: dict[Hashable, Sequence[bytes]] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def finished(self, pictures: Sequence[Medium], request_id: str = "") -> ChatRequest:
         """Return the ChatRequest with the loaded `pictures`, and with `request_id` instead of its own, if given."""
         coming = iter(pictures)
         messages = [message.with_parts(with_loaded(parts, coming)) for message, parts in self.turns]
-        return self.request.with_messages(tuple(messages), request_id)
+        # One picture in the place of each: the texts around them stay what they are.
+        alike = all(isinstance(picture, Picture) for picture in pictures)
+        return self.request.with_messages(tuple(messages), request_id, written=self.written if alike else None)
 
 
 def with_loaded(parts: Iterable[ContentPart], coming: Iterator[Medium]) -> tuple[Part, ...]:

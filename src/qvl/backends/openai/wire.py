@@ -159,7 +159,11 @@ def request_body(request: ChatRequest, model: str, dialect: Dialect) -> list[byt
         UnsupportedInputError: `request.extra` has a field that qvl sets.
         RequestError: `request.extra` or a schema has values that are not valid JSON.
     """
-    text, *behind = encoded(_body(request, model, dialect)).split(_WRITTEN_MARK)
+    key = (model, dialect, request.cache_salt)
+    written = request.written.get(key)
+    if written is None:
+        written = request.written[key] = encoded(_body(request, model, dialect)).split(_WRITTEN_MARK)
+    text, *behind = written
     pieces: list[bytes | memoryview] = [text]
     shown = [part for message in request.messages for part in message.parts if not isinstance(part, TextPart)]
     for part, rest in zip(shown, behind, strict=True):
