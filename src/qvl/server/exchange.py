@@ -243,7 +243,7 @@ class Exchange:
         self.memory += size
         self.core.held_bytes += size
         if self.core.held_bytes > self.core.settings.max_held_bytes:
-            self.core.metrics.rejections.labels("memory").inc()
+            self.core.metrics.rejections.inc(1, "memory")
             raise RateLimitError(
                 "the server is busy: its memory for requests is full; try again later",
                 code="engine_overloaded",

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from qvl.server.plain_metrics import PlainCounter, PlainHistogram
 
 if TYPE_CHECKING:
     from qvl.pipeline.job import Job
@@ -56,37 +58,40 @@ class Metrics:
         self.running = Gauge("qvl_num_requests_running", "Requests at the backend.", registry=r)
         self.waiting = Gauge("qvl_num_requests_waiting", "Requests waiting for admission or in the engine.", registry=r)
         self.ready = Gauge("qvl_ready", "1 if the server accepts requests, else 0.", registry=r)
-        self.first_token = Histogram(
-            "qvl_time_to_first_token_seconds", "Seconds from arrival to the first token.", buckets=_FIRST, registry=r
+        self.first_token = PlainHistogram(
+            "qvl_time_to_first_token_seconds", "Seconds from arrival to the first token.", _FIRST, registry=r
         )
-        self.between = Histogram(
-            "qvl_inter_token_latency_seconds", "Seconds between streamed chunks.", buckets=_BETWEEN, registry=r
+        self.between = PlainHistogram(
+            "qvl_inter_token_latency_seconds", "Seconds between streamed chunks.", _BETWEEN, registry=r
         )
-        self.end_to_end = Histogram(
-            "qvl_e2e_request_latency_seconds", "Seconds from arrival to the last token.", buckets=_LATENCY, registry=r
+        self.end_to_end = PlainHistogram(
+            "qvl_e2e_request_latency_seconds", "Seconds from arrival to the last token.", _LATENCY, registry=r
         )
-        self.queue = Histogram(
-            "qvl_request_queue_time_seconds", "Seconds in the queue for the backend.", buckets=_FIRST, registry=r
+        self.queue = PlainHistogram(
+            "qvl_request_queue_time_seconds", "Seconds in the queue for the backend.", _FIRST, registry=r
         )
-        self.prompt_tokens = Counter("qvl_prompt_tokens", "Prompt tokens.", registry=r)
-        self.image_tokens = Counter("qvl_image_tokens", "Picture tokens among the prompt tokens.", registry=r)
-        self.cached_tokens = Counter("qvl_cached_prompt_tokens", "Prompt tokens found in the prefix cache.", registry=r)
-        self.generation_tokens = Counter("qvl_generation_tokens", "Generated tokens.", registry=r)
-        self.success = Counter("qvl_request_success", "Finished answers.", ["finished_reason"], registry=r)
-        self.cache = Counter("qvl_cache_requests", "Answers by origin.", ["state"], registry=r)
-        self.pictures = Counter("qvl_media_pictures", "Pictures in answered requests.", registry=r)
-        self.media_errors = Counter("qvl_media_errors", "Pictures that were refused.", ["code"], registry=r)
-        self.rejections = Counter("qvl_admission_rejections", "Requests refused for overload.", ["reason"], registry=r)
-        self.aborted = Counter("qvl_requests_aborted", "Requests whose client disconnected.", registry=r)
-        self.http = Counter("qvl_http_requests", "HTTP answers.", ["route", "status"], registry=r)
+        self.prompt_tokens = PlainCounter("qvl_prompt_tokens", "Prompt tokens.", registry=r)
+        self.image_tokens = PlainCounter("qvl_image_tokens", "Picture tokens among the prompt tokens.", registry=r)
+        self.cached_tokens = PlainCounter(
+            "qvl_cached_prompt_tokens", "Prompt tokens found in the prefix cache.", registry=r
+        )
+        self.generation_tokens = PlainCounter("qvl_generation_tokens", "Generated tokens.", registry=r)
+        self.success = PlainCounter("qvl_request_success", "Finished answers.", ["finished_reason"], registry=r)
+        self.cache = PlainCounter("qvl_cache_requests", "Answers by origin.", ["state"], registry=r)
+        for state in ("hit", "miss", "coalesced", "bypass"):
+            self.cache.inc(0, state)
+        self.pictures = PlainCounter("qvl_media_pictures", "Pictures in answered requests.", registry=r)
+        self.media_errors = PlainCounter("qvl_media_errors", "Pictures that were refused.", ["code"], registry=r)
+        self.rejections = PlainCounter(
+            "qvl_admission_rejections", "Requests refused for overload.", ["reason"], registry=r
+        )
+        self.aborted = PlainCounter("qvl_requests_aborted", "Requests whose client disconnected.", registry=r)
+        self.http = PlainCounter("qvl_http_requests", "HTTP answers.", ["route", "status"], registry=r)
         self.batches = Gauge("qvl_batches", "Unfinished batches.", ["status"], registry=r)
-        self.batches_ended = Counter("qvl_batches_ended", "Batches that ended.", ["status"], registry=r)
-        self.batch_requests = Counter("qvl_batch_requests", "Lines of batches.", ["outcome"], registry=r)
+        self.batches_ended = PlainCounter("qvl_batches_ended", "Batches that ended.", ["status"], registry=r)
+        self.batch_requests = PlainCounter("qvl_batch_requests", "Lines of batches.", ["outcome"], registry=r)
         self.batch_lines = Gauge("qvl_batch_requests_running", "Lines of batches under way.", registry=r)
         self.batch_bytes = Gauge("qvl_batch_disk_bytes", "Bytes of all files of batches.", registry=r)
-        self._http: dict[tuple[str, int], Counter] = {}
-        self._success: dict[str, Counter] = {}
-        self._cache = {state: self.cache.labels(state) for state in ("hit", "miss", "coalesced", "bypass")}
 
     def on_chunk(self, job: Job, chunk: Chunk) -> None:
         """Count one chunk of the backend, and observe its time to first token or inter-token latency."""
@@ -102,14 +107,11 @@ class Metrics:
 
     def on_result(self, result: Result) -> None:
         """Count one finished answer; its tokens only if the model generated it."""
-        self._cache[result.cache].inc()
+        self.cache.inc(1, result.cache)
         if result.pictures:
             self.pictures.inc(len(result.pictures))
         for choice in result.choices:
-            counter = self._success.get(choice.finish_reason)
-            if counter is None:
-                counter = self._success[choice.finish_reason] = self.success.labels(choice.finish_reason)
-            counter.inc()
+            self.success.inc(1, choice.finish_reason)
         self.end_to_end.observe(result.timing.total)
         if result.cache in ("miss", "bypass"):
             usage = result.usage
@@ -121,10 +123,7 @@ class Metrics:
             self.generation_tokens.inc(usage.completion_tokens)
 
     def on_http(self, route: str, status: int) -> None:
-        counter = self._http.get((route, status))
-        if counter is None:
-            counter = self._http[(route, status)] = self.http.labels(route, str(status))
-        counter.inc()
+        self.http.inc(1, route, str(status))
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

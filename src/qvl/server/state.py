@@ -86,7 +86,7 @@ class ServerCore:
         self.worker_metrics: WorkerMetrics | None = None
         self.shared_limits: SharedLimits | None = None
         self.admission.on_wait = self.metrics.queue.observe
-        self.admission.on_refusal = lambda reason: self.metrics.rejections.labels(reason).inc()
+        self.admission.on_refusal = lambda reason: self.metrics.rejections.inc(1, reason)
         self.key_limits.on_refusal = self.admission.on_refusal
         self.metrics.registry.register(BackendStats(self.pipeline.stats))
         self.metrics.registry.register(EndpointStats(self.pipeline.backend))
@@ -216,7 +216,7 @@ class ServerCore:
         if isinstance(error, MediaError):
             # A remote endpoint's own word could be any, and each would be a series for good.
             code = error.code if error.code in error.codes else error.default_code
-            self.metrics.media_errors.labels(code).inc()
+            self.metrics.media_errors.inc(1, code)
 
     def note_result(self, result: Result) -> None:
         """Count a finished answer."""

@@ -141,9 +141,7 @@ def merged(parts: Iterable[Iterable[Family]]) -> Iterator[Family]:
             join = _joining(name, kind)
             for sample, labels, value in samples:
                 key = sample, tuple(labels.items())
-                # When a counter began is the earliest time.
-                one = min if sample.endswith("_created") else join
-                values[key] = one(values[key], value) if key in values else value
+                values[key] = join(values[key], value) if key in values else value
     for name, (kind, text, values) in known.items():
         yield name, kind, text, [(sample, dict(labels), value) for (sample, labels), value in values.items()]
 

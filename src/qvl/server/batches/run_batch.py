@@ -128,7 +128,7 @@ class BatchRun:
         """Count in the metrics what was written since the last time."""
         now = (self._outputs.completed, self._outputs.failed)
         for outcome, before, after in zip(("completed", "failed"), self._counted, now, strict=True):
-            self.core.metrics.batch_requests.labels(outcome).inc(after - before)
+            self.core.metrics.batch_requests.inc(after - before, outcome)
         self._counted = now
 
     async def _end(self, status: Status, problems: list[LineProblem] | None = None) -> None:
@@ -143,5 +143,5 @@ class BatchRun:
 
     def _tell(self, status: str) -> None:
         counts = {"completed": self._outputs.completed, "failed": self._outputs.failed}
-        self.core.metrics.batches_ended.labels(status).inc()
+        self.core.metrics.batches_ended.inc(1, status)
         log.info("batch ended", batch=self.batch.id, status=status, **counts)
