@@ -210,11 +210,12 @@ def test_of_a_whole_jpeg_a_decoder_sees_the_segments_alone(form: str, monkeypatc
     assert loaded == [(1, 1), (1, 1)]
 
 
-@pytest.mark.parametrize("piece", [1, 7, 600, 2**19])
+@pytest.mark.parametrize(("piece", "few"), [(1, 0), (7, 0), (600, 0), (2**19, 0), (2**19, 2**20)])
 def test_segments_behind_codes_are_found_wherever_the_search_is_parted(
-    piece: int, monkeypatch: pytest.MonkeyPatch
+    piece: int, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jpeg_integrity, "_PIECE", piece)
+    monkeypatch.setattr(jpeg_integrity, "_FEW", few)
     segment = b"\xff\xe9\x00\x0a12345678"
     for form in JPEGS:
         data = _noisy(form)

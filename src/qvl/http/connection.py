@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
         self.reusable = False
         self._transport.writelines(pieces)
 
-    async def head(self, deadline: float | None = None) -> tuple[float, int, dict[str, str]]:
+    async def head(self, deadline: float | None = None) -> tuple[float, int, Mapping[str, str]]:
         """Return (time of the first byte, status, headers in lower case); `deadline` is a time.monotonic().
 
         Raises:

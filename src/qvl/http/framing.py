@@ -5,9 +5,11 @@ Strict where leniency would confuse the bytes of one response with the next (RFC
 
 from __future__ import annotations
 
+import functools
 import re
 import zlib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 MAX_HEAD: Final = 65_536
@@ -30,7 +32,9 @@ class BrokenAnswerError(TransportError):
     """The response is not HTTP, or exceeds a limit."""
 
 
-def read_head(data: bytes) -> tuple[int, dict[str, str]]:
+# Those of one server are mostly equal, but for a date in seconds.
+@functools.lru_cache(maxsize=16)
+def read_head(data: bytes) -> tuple[int, Mapping[str, str]]:
     """Return (status, headers in lower case) of a response's head, given without its final empty line.
 
     Raises:
@@ -53,7 +57,7 @@ def read_head(data: bytes) -> tuple[int, dict[str, str]]:
         headers[name] = value
     if version == "HTTP/1.0" and "keep-alive" not in headers.get("connection", "").lower():
         headers["connection"] = "close"
-    return int(status[:3]), headers
+    return int(status[:3]), MappingProxyType(headers)
 
 
 class Body:

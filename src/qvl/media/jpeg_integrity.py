@@ -32,6 +32,8 @@ _MAX_MARKERS: Final = 10_000
 _PIECE: Final = 2**19
 # Has the end of a whole file.
 _TAIL: Final = 2**8
+# So many bytes a regular expression reads before numpy has begun.
+_FEW: Final = 2**14
 
 
 def skeleton(data: bytes, front: JpegFront) -> bytes | None:
@@ -74,8 +76,8 @@ def skeleton(data: bytes, front: JpegFront) -> bytes | None:
 
 def _markers(data: bytes, at: int) -> Iterator[int]:
     """Yield the index of each marker from `at` on, but of restarts, which a decoder skips where it expects none."""
-    # Of few bytes a regular expression tells in a tenth of the time, of many numpy in a third of it.
-    tail = max(at, len(data) - _TAIL)
+    # Of few bytes a regular expression tells in half of the time, of many numpy in a third of it.
+    tail = at if len(data) - at <= _FEW else len(data) - _TAIL
     for start in range(at, tail, _PIECE):
         yield from _markers_of_piece(data, start, min(start + _PIECE, tail))
     yield from (match.start() for match in _MARKER.finditer(data, tail))

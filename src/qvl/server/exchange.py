@@ -191,7 +191,8 @@ class Exchange:
         return HttpError(408, "the body came too slowly", code="request_timeout", headers=((b"connection", b"close"),))
 
     async def _inflated(self, body: bytes) -> bytes:
-        coding = coding_of(self.headers.get(b"content-encoding", b""))
+        header = self.headers.get(b"content-encoding")
+        coding = None if header is None else coding_of(header)
         if coding is not None:
             packed = len(body)
             limit = packed + self.core.settings.max_body_bytes

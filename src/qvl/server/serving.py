@@ -18,7 +18,7 @@ from qvl.media.decode_threads import in_worker
 from qvl.media.gate import MEDIUM, SMALL
 from qvl.media.video import Video, paged
 from qvl.pipeline.call import RequestCall
-from qvl.pipeline.load_pictures import load_pictures
+from qvl.pipeline.load_pictures import load_pictures, read_pictures
 from qvl.pipeline.parse_parts import is_picture, picture_field
 from qvl.pipeline.parse_request import draft_request
 from qvl.server.cache_headers import headers_for, policy_of
@@ -30,6 +30,7 @@ from qvl.server.request_body import checked_json
 from qvl.types import ChatRequest, Chunk, JsonMapping, JsonObject, Result
 
 if TYPE_CHECKING:
+    from qvl.media.video import Medium
     from qvl.pipeline.parse_request import Draft, RequestParams
     from qvl.server.exchange import Exchange, Headers
     from qvl.server.schemas import QuestionFields
@@ -236,7 +237,13 @@ async def served_request(exchange: Exchange, model: str | None, draft: Draft) ->
     backend = core.pipeline.backend
     core.refuse_many_images(picture for picture in draft.pictures if not picture.video)
     pictures = exchange.all_as_sent(draft.pictures)
-    loaded = await load_pictures(pictures, core.settings.media, digests=core.executor.digests)
+    media, digests = core.settings.media, core.executor.digests
+    # Alone, most are read in less time than the coroutines for several take.
+    loaded: Sequence[Medium] | None = None
+    if len(pictures) == 1:
+        loaded = read_pictures(pictures, media, digests, may_wait=False)
+    if loaded is None:
+        loaded = await load_pictures(pictures, media, digests=digests)
     core.refuse_many_images(shown for shown in paged(loaded) if not isinstance(shown, Video))
     request = draft.finished(loaded, exchange.request_id)
     refuse_extra(core, request.extra)
