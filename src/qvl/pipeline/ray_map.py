@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -154,15 +155,17 @@ async def map_under_ray(
     arguments = list(sources)
     if not arguments:
         return
-    run = _Run(recipe, call, arguments, concurrency, replicas, devices)
+    run = _Run(recipe, call, arguments, concurrency, replicas, devices, ray_address)
     bar = None
     if progress:
         from tqdm.auto import tqdm
 
         bar = tqdm(total=len(arguments), unit="picture", file=sys.stderr)
-    await asyncio.to_thread(cluster.join, ray_address)
-    cluster.take_back_sigterm()
     try:
+        try:
+            await asyncio.to_thread(run.join)
+        finally:
+            cluster.take_back_sigterm()
         while (items := await asyncio.to_thread(run.take)) is not None:
             for item in items:
                 if bar is not None:
@@ -176,9 +179,10 @@ async def map_under_ray(
 
 @dataclass(slots=True)
 class _Run:
-    """One execution of the dataset. Its methods block; they may be called from any thread, and one waits for another.
+    """One execution of the dataset. Its methods block, and may be called from any thread.
 
-    Left while Ray Data was at work, the process would be connected anew by its next question.
+    `end` does not wait for another one, which nothing can interrupt. That one then ends the run itself, since Ray would
+    connect a process anew that has left while it was at work.
     """
 
     recipe: Recipe
@@ -187,8 +191,19 @@ class _Run:
     concurrency: int
     replicas: int | None
     devices: str
+    address: str | None
     tables: Iterator[Table] | None = None
+    joined: bool = False
+    busy: bool = False
+    ended: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def join(self) -> None:
+        """Connect to the cluster."""
+        with self._at_work() as goes_on:
+            if goes_on:
+                cluster.join(self.address)
+                self.joined = True
 
     def take(self) -> list[MapItem[object]] | None:
         """Return the next items in input order, or None at the end."""
@@ -196,7 +211,9 @@ class _Run:
         from ray.exceptions import RayError
 
         try:
-            with self.lock:
+            with self._at_work() as goes_on:
+                if not goes_on:
+                    return None
                 if self.tables is None:
                     self.tables = iter(self._dataset().iter_batches(batch_size=None, batch_format="pyarrow"))
                 table = next(self.tables, None)
@@ -212,6 +229,20 @@ class _Run:
                 raise item
             items.append(replace(item, index=index))
         return items
+
+    @contextmanager
+    def _at_work(self) -> Iterator[bool]:
+        """A context in which `end` leaves the cluster to this thread; yields False if the run has ended."""
+        with self.lock:
+            self.busy = not self.ended
+        try:
+            yield self.busy
+        finally:
+            with self.lock:
+                left = self.busy and self.ended
+                self.busy = False
+            if left:
+                self._leave()
 
     def _dataset(self) -> Dataset:
         import ray.data
@@ -245,14 +276,22 @@ class _Run:
         )
 
     def end(self) -> None:
-        """Cancel the run and disconnect from the cluster."""
+        """Cancel the run, and disconnect from the cluster as soon as nothing is at work."""
         with self.lock:
-            try:
-                close = getattr(self.tables, "close", None)
-                if close is not None:
-                    close()
-                self.tables = None
-            finally:
+            self.ended = True
+            if self.busy:
+                return
+        self._leave()
+
+    def _leave(self) -> None:
+        try:
+            close = getattr(self.tables, "close", None)
+            if close is not None:
+                close()
+            self.tables = None
+        finally:
+            if self.joined:
+                self.joined = False
                 cluster.leave()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,12 +116,42 @@ def test_a_map_that_is_cancelled_leaves_the_cluster(cluster: Any, pictures: list
             third.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await third
-            assert not ray.is_initialized()
 
     # Ends when all of its threads have.
     asyncio.run(run())
     assert not ray.is_initialized()
     assert len(answered(tmp_path)) < 40
+
+
+def test_a_map_that_is_cancelled_while_it_joins_leaves_the_cluster(
+    cluster: Any, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from qvl.backends.ray import cluster as ours
+
+    joins, known = threading.Event(), ours.join
+
+    def slow(address: str | None) -> None:
+        joins.set()
+        time.sleep(1)
+        known(address)
+
+    monkeypatch.setattr(ours, "join", slow)
+
+    async def run() -> None:
+        notes = str(tmp_path / "notes")
+        async with AsyncPipeline("counted:one", plugins=[Plugin()], cache="off", notes=notes) as pipe:
+            found = pipe.map(pictures, "What?", engine="ray", replicas=1, ray_address=cluster.address)
+            first = asyncio.ensure_future(anext(found))
+            await asyncio.to_thread(joins.wait)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+
+    asyncio.run(run())
+    assert not ray.is_initialized()
+    assert not answered(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

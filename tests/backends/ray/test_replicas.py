@@ -207,6 +207,11 @@ def test_closing_waits_for_the_question_under_way(cluster: Any, monkeypatch: pyt
         )
         await one.open()
         await asyncio.to_thread(asked.wait)
+        impatient = asyncio.create_task(one.aclose())
+        await asyncio.sleep(0.1)
+        impatient.cancel()
+        await asyncio.gather(impatient, return_exceptions=True)
+        assert one.unready() == "closed"
         await one.aclose()
         assert not ray.is_initialized()
 
@@ -215,18 +220,23 @@ def test_closing_waits_for_the_question_under_way(cluster: Any, monkeypatch: pyt
     assert not ray.is_initialized()
 
 
-def test_closed_while_its_replicas_start_leaves_nothing(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("started", [False, True])
+def test_an_opening_that_was_given_up_leaves_nothing(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch, started: bool
+) -> None:
     import ray
 
     from qvl.backends.ray.backend import RayBackend
     from qvl.backends.ray.deployment import Deployment
 
-    starts, known = threading.Event(), Deployment.about
+    starts, ends, known = threading.Event(), threading.Event(), Deployment.about
 
     def slow(self: Deployment, replicas: int) -> Any:
         starts.set()
         time.sleep(1)
-        return known(self, replicas)
+        about = known(self, replicas)
+        ends.set()
+        return about
 
     monkeypatch.setattr(Deployment, "about", slow)
 
@@ -236,10 +246,44 @@ def test_closed_while_its_replicas_start_leaves_nothing(cluster: Any, monkeypatc
         await asyncio.to_thread(starts.wait)
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
+        if started:
+            await asyncio.to_thread(ends.wait)
+            await asyncio.sleep(0.5)
         await one.aclose()
+        assert not ray.is_initialized()
 
     asyncio.run(run())
     assert not ray.is_initialized()
+
+
+def test_an_opening_that_was_given_up_is_taken_over_by_the_next(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from qvl.backends.ray.backend import RayBackend
+    from qvl.backends.ray.deployment import Deployment
+
+    starts, known = [], Deployment.start
+
+    def noted(self: Deployment, *args: Any, **settings: Any) -> None:
+        starts.append(self.name)
+        known(self, *args, **settings)
+
+    monkeypatch.setattr(Deployment, "start", noted)
+
+    async def run() -> None:
+        one = RayBackend(make=Marked, replicas=1, devices="cpu", cpus_per_replica=1, ray_address=cluster.address)
+        opening = asyncio.create_task(one.open())
+        while not starts:
+            await asyncio.sleep(0.05)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await one.open()
+        assert await who(one) == one.replicas()[0].pid
+        await one.aclose()
+        assert not ray.is_initialized()
+
+    asyncio.run(run())
+    assert len(starts) == 1
 
 
 def test_a_replica_that_cannot_be_opened_says_why(opened: Any) -> None:

@@ -118,6 +118,7 @@ class RayBackend(Backend):
         self._opening = asyncio.Lock()
         self._deployment: Deployment | None = None
         self._about: tuple[About, ...] = ()
+        self._starting: asyncio.Task[tuple[Deployment, tuple[About, ...]]] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._alive = 0
         self._closed = asyncio.Event()
@@ -164,10 +165,15 @@ class RayBackend(Backend):
                 return
             if self._closed.is_set():
                 raise BackendUnavailableError("this backend was closed", hint="make a new one")
+            if self._starting is None:
+                # Goes on when whoever waits for it gives up: the next who opens or closes takes over.
+                self._starting = asyncio.create_task(asyncio.to_thread(self._deploy))
             try:
-                deployment, self._about = await asyncio.to_thread(self._deploy)
+                await asyncio.wait((self._starting,))
             finally:
                 cluster.take_back_sigterm()
+            starting, self._starting = self._starting, None
+            deployment, self._about = starting.result()
             self._deployment = deployment
             self.model = self._about[0].model or self.model
             self._alive = len(self._about)
@@ -207,11 +213,17 @@ class RayBackend(Backend):
     async def aclose(self) -> None:
         self._closed.set()
         async with self._opening:
-            deployment, self._deployment = self._deployment, None
+            # Nothing is forgotten before it has ended: a thread that asked Ray after the process has left would connect
+            # it anew, and whoever gives up waiting may close it again.
+            if self._starting is not None:
+                await asyncio.wait((self._starting,))
+                if not self._starting.cancelled() and self._starting.exception() is None:
+                    self._deployment = self._starting.result()[0]
+                self._starting = None
             if self._watching is not None:
-                # Not cancelled: a thread that asked Ray after the process has left would connect it anew.
-                await asyncio.gather(self._watching, return_exceptions=True)
+                await asyncio.wait((self._watching,))
                 self._watching = None
+            deployment, self._deployment = self._deployment, None
             # Of a cluster that is gone nothing can be stopped, and Ray would wait for it, or crash.
             if deployment is not None and self._lost is None:
                 await asyncio.to_thread(_stop, deployment)
@@ -239,8 +251,10 @@ class RayBackend(Backend):
         return self._closed.is_set()
 
     def unready(self) -> str | None:
+        if self._closed.is_set():
+            return "closed"
         if self._deployment is None:
-            return "closed" if self._closed.is_set() else "not open"
+            return "not open"
         if self._headless is not None or self._lost is not None:
             return self._headless or self._lost
         return None if self._alive else "no replica is running; Ray is starting another"
@@ -264,7 +278,7 @@ class RayBackend(Backend):
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Chunk, None]:
         deployment = self._deployment
-        if deployment is None:
+        if deployment is None or self._closed.is_set():
             raise BackendUnavailableError(f"ray:{self.model} is not open", hint="await backend.open()")
         self.refuse_unsupported(request)
         self._running += 1
