@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from qvl.server.plain_metrics import PlainCounter, PlainHistogram
@@ -41,3 +42,13 @@ def test_counters_are_prometheus_own_with_labels_and_without() -> None:
         ours_by.inc(amount, route, status)
         theirs_by.labels(route, status).inc(amount)
         assert text(plain) == text(known)
+
+
+def test_what_no_counter_counts_is_refused_and_costs_no_scrape() -> None:
+    registry = CollectorRegistry()
+    counter = PlainCounter("qvl_http", "HTTP.", ["status"], registry=registry)
+    for amount, values in ((-1, ("200",)), (1, ()), (1, ("200", "x"))):
+        with pytest.raises(ValueError, match="qvl_http cannot count"):
+            counter.inc(amount, *values)
+    counter.inc(1, None)  # type: ignore[arg-type]
+    assert text(registry)[2:] == ['qvl_http_total{status="None"} 1.0']

@@ -25,13 +25,19 @@ class PlainCounter(Collector):
         registry.register(self)
 
     def inc(self, amount: float = 1.0, *values: str) -> None:
-        """Add `amount` to the series with the label values `values`."""
+        """Add `amount`, 0 or more, to the series with the label values `values`.
+
+        Raises:
+            ValueError: a negative amount, or not one value for each label.
+        """
+        if amount < 0 or len(values) != len(self._labels):
+            raise ValueError(f"{self._name} cannot count {amount} for {values}")
         self._counts[values] = self._counts.get(values, 0.0) + amount
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(self._name, self._about, labels=self._labels)
         for values, count in self._counts.items():
-            family.add_metric(values, count)
+            family.add_metric([*map(str, values)], count)
         yield family
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from qvl.caches.policy import UNCACHED, CachePolicy
 from qvl.errors import RequestError
 from qvl.media import base64_codec
+from qvl.media.base64_codec import Base64Picture
 from qvl.media.decode_threads import in_worker
 from qvl.media.gate import MEDIUM, SMALL
 from qvl.media.video import Video, paged
@@ -238,9 +239,9 @@ async def served_request(exchange: Exchange, model: str | None, draft: Draft) ->
     core.refuse_many_images(picture for picture in draft.pictures if not picture.video)
     pictures = exchange.all_as_sent(draft.pictures)
     media, digests = core.settings.media, core.executor.digests
-    # Alone, most are read in less time than the coroutines for several take.
+    # Alone, and decoded since it was taken out of the body, it is read sooner than the coroutines for several are made.
     loaded: Sequence[Medium] | None = None
-    if len(pictures) == 1:
+    if len(pictures) == 1 and isinstance(pictures[0].source, Base64Picture):
         loaded = read_pictures(pictures, media, digests, may_wait=False)
     if loaded is None:
         loaded = await load_pictures(pictures, media, digests=digests)

@@ -16,7 +16,7 @@ from qvl.chunks import fold
 from qvl.errors import ConfigError, QvlError, UnsupportedInputError
 from qvl.testing import EchoBackend
 from qvl.testing.asking import ask, collect, square
-from qvl.types import ChatRequest, Message, ResponseFormat, SamplingParams, TextPart, Tool, ToolCall
+from qvl.types import ChatRequest, Message, ResponseFormat, SamplingParams, TextPart, Tool, ToolCall, Usage
 from tests.scripted_endpoint import Events, ScriptedEndpoint, Status, Text
 
 pytestmark = pytest.mark.anyio
@@ -195,6 +195,14 @@ class TestAnswer:
                 found = (await backend.generate(ask("what?"))).usage
                 assert (found.prompt_tokens, found.completion_tokens) == (9, 1)
                 assert (found.cached_tokens, found.image_tokens) == (5, 4)
+
+    async def test_counts_below_zero_are_none(self, endpoint: ScriptedEndpoint) -> None:
+        details = {"cached_tokens": -2, "image_tokens": -3}
+        usage = {"prompt_tokens": -1, "completion_tokens": 4, "prompt_tokens_details": details}
+        done = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]}
+        endpoint.say(Events([done, {"choices": [], "usage": usage}]))
+        async with plain(endpoint) as backend:
+            assert (await backend.generate(ask("what?"))).usage == Usage(0, 4)
 
     async def test_an_endpoint_that_does_not_stream_is_understood(self, endpoint: ScriptedEndpoint) -> None:
         choice = {"index": 0, "message": {"role": "assistant", "content": "whole"}, "finish_reason": "stop"}

@@ -365,18 +365,22 @@ def _calls(delta: WireMessage, state: ChoiceReader) -> tuple[ToolCallDelta, ...]
 
 
 def read_usage(usage: WireUsage) -> Usage:
-    """Return the token counts of an OpenAI usage object; missing ones are 0."""
+    """Return the token counts of an OpenAI usage object; missing and negative ones are 0."""
     details = usage.get("prompt_tokens_details") or {}
     said = usage.get("completion_tokens_details") or {}
     return Usage(
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
-        image_tokens=int(next((count for name in _IMAGE_TOKENS if (count := details.get(name))), 0)) if details else 0,
-        cached_tokens=int(details.get("cached_tokens") or 0),
-        video_tokens=int(details.get("video_tokens") or 0),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+        image_tokens=_count(next((count for name in _IMAGE_TOKENS if (count := details.get(name))), None)),
+        cached_tokens=_count(details.get("cached_tokens")),
+        video_tokens=_count(details.get("video_tokens")),
         # SGLang has it beside the others.
-        reasoning_tokens=int(said.get("reasoning_tokens") or usage.get("reasoning_tokens") or 0),
+        reasoning_tokens=_count(said.get("reasoning_tokens") or usage.get("reasoning_tokens")),
     )
+
+
+def _count(tokens: int | None) -> int:
+    return max(0, int(tokens or 0))
 
 
 def _notes(told: object) -> tuple[str, ...]:
