@@ -196,7 +196,7 @@ class TestAnswer:
                 assert (found.prompt_tokens, found.completion_tokens) == (9, 1)
                 assert (found.cached_tokens, found.image_tokens) == (5, 4)
 
-    async def test_counts_below_zero_are_none(self, endpoint: ScriptedEndpoint) -> None:
+    async def test_counts_below_zero_are_read_as_zero(self, endpoint: ScriptedEndpoint) -> None:
         details = {"cached_tokens": -2, "image_tokens": -3}
         usage = {"prompt_tokens": -1, "completion_tokens": 4, "prompt_tokens_details": details}
         done = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]}

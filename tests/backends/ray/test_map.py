@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,11 +129,11 @@ def test_a_map_that_is_cancelled_while_it_joins_leaves_the_cluster(
 
     from qvl.backends.ray import cluster as ours
 
-    joins, known = threading.Event(), ours.join
+    joins, goes_on, known = threading.Event(), threading.Event(), ours.join
 
     def slow(address: str | None) -> None:
         joins.set()
-        time.sleep(1)
+        goes_on.wait()
         known(address)
 
     monkeypatch.setattr(ours, "join", slow)
@@ -148,7 +147,9 @@ def test_a_map_that_is_cancelled_while_it_joins_leaves_the_cluster(
             first.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await first
+            goes_on.set()
 
+    # Ends when all of its threads have.
     asyncio.run(run())
     assert not ray.is_initialized()
     assert not answered(tmp_path)

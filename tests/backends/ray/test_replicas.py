@@ -191,11 +191,11 @@ def test_closing_waits_for_the_question_under_way(cluster: Any, monkeypatch: pyt
     from qvl.backends.ray import backend
     from qvl.backends.ray import cluster as ours
 
-    asked, known = threading.Event(), ours.head_problem
+    asked, goes_on, known = threading.Event(), threading.Event(), ours.head_problem
 
     def slow() -> str | None:
         asked.set()
-        time.sleep(1)
+        goes_on.wait()
         return known()
 
     monkeypatch.setattr(backend, "WATCH_SECONDS", 0.05)
@@ -212,7 +212,11 @@ def test_closing_waits_for_the_question_under_way(cluster: Any, monkeypatch: pyt
         impatient.cancel()
         await asyncio.gather(impatient, return_exceptions=True)
         assert one.unready() == "closed"
-        await one.aclose()
+        closing = asyncio.create_task(one.aclose())
+        await asyncio.sleep(0.1)
+        assert not closing.done()
+        goes_on.set()
+        await closing
         assert not ray.is_initialized()
 
     # Ends when all of its threads have.
@@ -229,14 +233,12 @@ def test_an_opening_that_was_given_up_leaves_nothing(
     from qvl.backends.ray.backend import RayBackend
     from qvl.backends.ray.deployment import Deployment
 
-    starts, ends, known = threading.Event(), threading.Event(), Deployment.about
+    starts, goes_on, known = threading.Event(), threading.Event(), Deployment.about
 
     def slow(self: Deployment, replicas: int) -> Any:
         starts.set()
-        time.sleep(1)
-        about = known(self, replicas)
-        ends.set()
-        return about
+        goes_on.wait()
+        return known(self, replicas)
 
     monkeypatch.setattr(Deployment, "about", slow)
 
@@ -246,10 +248,14 @@ def test_an_opening_that_was_given_up_leaves_nothing(
         await asyncio.to_thread(starts.wait)
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
         if started:
-            await asyncio.to_thread(ends.wait)
-            await asyncio.sleep(0.5)
-        await one.aclose()
+            goes_on.set()
+            await asyncio.wait(others)
+        closing = asyncio.create_task(one.aclose())
+        await asyncio.sleep(0.1)
+        goes_on.set()
+        await closing
         assert not ray.is_initialized()
 
     asyncio.run(run())
@@ -284,6 +290,36 @@ def test_an_opening_that_was_given_up_is_taken_over_by_the_next(cluster: Any, mo
 
     asyncio.run(run())
     assert len(starts) == 1
+
+
+def test_an_opening_that_was_given_up_and_failed_is_begun_again(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qvl.backends.ray import backend
+    from qvl.backends.ray import cluster as ours
+
+    joins, goes_on, known = threading.Event(), threading.Event(), ours.join
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        joins.set()
+        goes_on.wait()
+        raise BackendUnavailableError("no cluster answers")
+
+    async def run() -> None:
+        one = backend.RayBackend(
+            make=Marked, replicas=1, devices="cpu", cpus_per_replica=1, ray_address=cluster.address
+        )
+        monkeypatch.setattr(ours, "join", unreachable)
+        opening = asyncio.create_task(one.open())
+        await asyncio.to_thread(joins.wait)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        goes_on.set()
+        await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})
+        monkeypatch.setattr(ours, "join", known)
+        await one.open()
+        assert await who(one) == one.replicas()[0].pid
+        await one.aclose()
+
+    asyncio.run(run())
 
 
 def test_a_replica_that_cannot_be_opened_says_why(opened: Any) -> None:

@@ -165,7 +165,7 @@ class RayBackend(Backend):
                 return
             if self._closed.is_set():
                 raise BackendUnavailableError("this backend was closed", hint="make a new one")
-            if self._starting is None:
+            if self._starting is None or _failed(self._starting):
                 # Goes on when whoever waits for it gives up: the next who opens or closes takes over.
                 self._starting = asyncio.create_task(asyncio.to_thread(self._deploy))
             try:
@@ -217,7 +217,7 @@ class RayBackend(Backend):
             # it anew, and whoever gives up waiting may close it again.
             if self._starting is not None:
                 await asyncio.wait((self._starting,))
-                if not self._starting.cancelled() and self._starting.exception() is None:
+                if not _failed(self._starting):
                     self._deployment = self._starting.result()[0]
                 self._starting = None
             if self._watching is not None:
@@ -369,6 +369,10 @@ class RayBackend(Backend):
             yield
         finally:
             self._quarantine.tried(request, "")
+
+
+def _failed(task: asyncio.Task[tuple[Deployment, tuple[About, ...]]]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _stop(deployment: Deployment) -> None:
